@@ -1,0 +1,1 @@
+"""moe-llava: sparse vision-language models by MoE-Tuning."""
