@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+AspectRatio = Literal["square", "pad"]
 Group = Literal["projector", "language_model", "vision_tower", "experts", "router", "ffn"]
 
 
@@ -41,13 +42,17 @@ class Tokenizer(Part):
 
 
 class Vision(Part):
-    """The tower: `path` (folder or hub id); `config` and `image_size` state its shape for a dry run without weights."""
+    """The tower: `path` (folder or hub id); `config` and `image_size` state its shape for a dry run without weights.
+
+    `aspect_ratio`: `pad` first pads an image to a square, `square` does not; by default as the tower's own processor.
+    """
 
     path: str
     config: dict[str, Any] = {}
     image_size: int | None = Field(None, ge=1)
     feature_layer: int | None = None
     prefix_tokens: int | None = Field(None, ge=0)
+    aspect_ratio: AspectRatio | None = None
 
 
 class Model(Part):
@@ -60,11 +65,16 @@ class Model(Part):
 
 
 class Data(Part):
-    """One file of conversations; `weight` is its sampling rate: 0.5 reads half of it, 2 reads it twice an epoch."""
+    """One file of conversations; `weight` is its sampling rate: 0.5 reads half of it, 2 reads it twice an epoch.
+
+    `samples` and `text_tokens` (mean of a sample) state its size for a dry run without the file.
+    """
 
     path: str
     images: str | None = None
     weight: float = Field(1.0, gt=0)
+    samples: int | None = Field(None, ge=1)
+    text_tokens: int = Field(0, ge=0)
 
 
 class Sparsify(Part):
@@ -96,6 +106,7 @@ class Stage(Part):
 
     Attributes:
         train: group -> learning rate, or a table with `lr` and `lora_rank`. Everything else is frozen.
+        template, aspect_ratio: of this stage, where they differ from the model's.
         starts_from: an earlier stage of this recipe, or a folder; by default the stage before.
         batch_size: samples of one optimizer step, over all devices.
         micro_batch_size: samples of one forward pass on one device; accumulation fills the rest.
@@ -106,6 +117,7 @@ class Stage(Part):
     starts_from: str | None = None
     sparsify: Sparsify | None = None
     template: str | None = None
+    aspect_ratio: AspectRatio | None = None
     batch_size: int = Field(128, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)

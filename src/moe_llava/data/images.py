@@ -25,19 +25,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """Decode an image file completely; see `to_rgb` for the conversion.
+def load_image(source: str | Path | Image.Image) -> Image.Image:
+    """Decode an image file completely, or take a PIL image; see `to_rgb` for the conversion.
 
     Raises:
         ValueError: if the file is missing, broken or of an unsupported kind. The message names the file.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such image file; correct the path or set the image folder")
+    if isinstance(source, Image.Image):
+        return to_rgb(source)
+    if not Path(source).is_file():
+        raise ValueError(f"{source}: no such image file; correct the path or set the image folder")
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return to_rgb(image)
     except _DECODE_ERRORS as error:
-        raise ValueError(f"{path}: cannot decode this image ({error}); replace it or remove its sample") from error
+        raise ValueError(f"{source}: cannot decode this image ({error}); replace it or remove its sample") from error
 
 
 def _grey16_to_grey8(image: Image.Image) -> Image.Image:

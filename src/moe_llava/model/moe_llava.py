@@ -100,6 +100,11 @@ class MoeLlavaModel(MoeLlavaPreTrainedModel):
         """Put the images' tokens, in order, at the placeholders."""
         placeholders = input_ids == self.config.image_token_id
         if image_outputs is None:
+            if not torch.compiler.is_compiling() and placeholders.any():
+                raise ValueError(
+                    f"The prompt has {int(placeholders.sum())} image tokens and no image: give pixel_values, or to "
+                    "`generate` mm_encoder_outputs={'image': model.get_image_features(image_features=...)}."
+                )
             if self.training and self.config.vision_config is not None:
                 # Batches without an image touch the projector too: every process then reduces the same gradients.
                 idle = inputs_embeds.new_zeros(1, 1, self.config.vision_hidden_size)
@@ -226,7 +231,8 @@ class MoeLlavaForConditionalGeneration(MoeLlavaPreTrainedModel, GenerationMixin)
         if labels is not None:
             loss = language_loss = self._language_loss(hidden_states, labels, num_items_in_batch)
             if outputs.router_logits:
-                aux_loss, router_loss = self._router_losses(outputs.router_logits, attention_mask, router_counts)
+                real = stack_real_tokens(outputs.router_logits, attention_mask)
+                aux_loss, router_loss = self.router_losses(real, router_counts)
                 loss = language_loss + router_loss
         return MoeLlavaOutput(
             loss=loss,
@@ -254,16 +260,17 @@ class MoeLlavaForConditionalGeneration(MoeLlavaPreTrainedModel, GenerationMixin)
         items = supervised.sum() if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(items, device=total.device).clamp(min=1)
 
-    def _router_losses(
-        self, router_logits: tuple[Tensor, ...], attention_mask: Tensor | None, counts: Tensor | None
+    def router_losses(
+        self, logits: Float[Tensor, "layer token expert"], counts: Float[Tensor, "layer expert"] | None = None
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The balance loss summed over layers, and what the routers add to the loss."""
+        """The balance loss summed over layers, and what the routers add to the loss; `logits` of real tokens only."""
         text_config = self.config.text_config
-        real = stack_real_tokens(router_logits, attention_mask)
-        aux_loss = load_balancing_loss(real, counts).sum()
-        # A product with zero would still walk back through the routers: no coefficient, no gradient.
-        router_loss = text_config.router_aux_loss_coef * aux_loss if text_config.router_aux_loss_coef else aux_loss.new_zeros(())
+        aux_loss = load_balancing_loss(logits, counts).sum()
+        # Not a product with zero, which would still walk back through the routers: no coefficient, no gradient.
+        router_loss = aux_loss.new_zeros(())
+        if text_config.router_aux_loss_coef:
+            router_loss = router_loss + text_config.router_aux_loss_coef * aux_loss
         if z_coefficient := getattr(text_config, "router_z_loss_coef", 0.0):
             tokens = None if counts is None else counts[0].sum()
-            router_loss = router_loss + z_coefficient * router_z_loss(real, tokens).sum()
+            router_loss = router_loss + z_coefficient * router_z_loss(logits, tokens).sum()
         return aux_loss, router_loss

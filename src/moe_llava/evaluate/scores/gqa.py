@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moe_llava.evaluate.scores.files import is_json_list, locate, read_answers, read_json, require_fields
+from moe_llava.evaluate.scores.files import Row, is_json_list, locate, read_answers, read_json, require_fields
 from moe_llava.evaluate.scores.ids import check_ids, check_unique
 from moe_llava.evaluate.scores.report import ScoreReport, percent
 
@@ -26,12 +26,10 @@ def score(predictions: Path, data: Path) -> ScoreReport:
         ValueError: a file is malformed, or a balanced question is missing, doubled or unknown.
     """
     source = locate(data, *QUESTIONS)
-    questions: dict[str, dict[str, Any]] = read_json(source)
     rows = _converted(predictions)
-    unscored = {key for key, question in questions.items() if not question["isBalanced"]}
-    scored = [(str(row["questionId"]), row["prediction"]) for row in rows if str(row["questionId"]) not in unscored]
-    check_ids((key for key, _ in scored), (key for key in questions if key not in unscored), predictions, source)
-    return _report([(questions[key], answer) for key, answer in scored])
+    questions = _balanced(source, rows, predictions)
+    answers = {str(row["questionId"]): row["prediction"] for row in rows}
+    return _report([(question, answers[key]) for key, question in questions.items()])
 
 
 def write_upload(predictions: Path, data: Path, out: Path) -> None:
@@ -44,7 +42,7 @@ def write_upload(predictions: Path, data: Path, out: Path) -> None:
     check_unique((row["questionId"] for row in rows), predictions)
     source = next((data / path for path in QUESTIONS if (data / path).exists()), None)
     if source is not None:
-        check_ids((str(row["questionId"]) for row in rows), read_json(source), predictions, source)
+        _balanced(source, rows, predictions)
     out.write_text(json.dumps(rows), encoding="utf-8")
 
 
@@ -65,14 +63,23 @@ def distribution_distance(pairs: list[tuple[dict[str, Any], str]]) -> float:
     return weighted / total / 100 if total else 0.0
 
 
-def _converted(predictions: Path) -> list[dict[str, Any]]:
+def _converted(predictions: Path) -> list[Row]:
     if not is_json_list(predictions):
-        rows = read_answers(predictions)
-        return [{"questionId": row["question_id"], "prediction": row["text"].rstrip(".").lower()} for row in rows]
-    rows = read_json(predictions)
+        answers = read_answers(predictions)
+        return [{"questionId": row["question_id"], "prediction": row["text"].rstrip(".").lower()} for row in answers]
+    rows: list[Row] = read_json(predictions)
     for row in rows:
         require_fields(row, str(predictions), "questionId", "prediction")
     return rows
+
+
+def _balanced(source: Path, rows: list[Row], predictions: Path) -> dict[str, Any]:
+    """Return the balanced questions, which alone are scored, after checking that `rows` answers each of them once."""
+    questions: dict[str, Any] = read_json(source)
+    balanced = {key: question for key, question in questions.items() if question["isBalanced"]}
+    given = (str(row["questionId"]) for row in rows)
+    check_ids((key for key in given if key in balanced or key not in questions), balanced, predictions, source)
+    return balanced
 
 
 def _report(pairs: list[tuple[dict[str, Any], str]]) -> ScoreReport:

@@ -13,7 +13,7 @@ def check_ids(given: Iterable[Hashable], asked: Iterable[Hashable], predictions:
     Raises:
         ValueError: ids are missing, doubled or unknown; the message counts them and shows the first few.
     """
-    given_count, asked_count = Counter(given), Counter(asked)
+    given_count, asked_count = Counter(iter(given)), Counter(iter(asked))
     surplus = given_count - asked_count
     faults = {
         "without a prediction": list(asked_count - given_count),
@@ -27,7 +27,7 @@ def check_ids(given: Iterable[Hashable], asked: Iterable[Hashable], predictions:
 
 def check_unique(keys: Iterable[Hashable], source: Path) -> None:
     """Raise ValueError, naming the first few, if a key occurs twice in `source`."""
-    doubled = [key for key, count in Counter(keys).items() if count > 1]
+    doubled = [key for key, count in Counter(iter(keys)).items() if count > 1]
     if doubled:
         raise ValueError(f"{source}: {len(doubled)} ids occur more than once ({_first(doubled)}); keep one of each")
 

@@ -8,9 +8,9 @@ interchangeable: the second splits a possessive ("hershey's" becomes "hershey 's
 import re
 
 ARTICLES = frozenset({"a", "an", "the"})
-NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
-NUMBERS["none"] = "0"
-PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_COUNT = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = {"none": "0"} | {word: str(n) for n, word in enumerate(_COUNT)}
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
 # A word is corrected to one of these when it is short of exactly one of its apostrophes ("dont", "couldnt've").
 _CONTRACTED = """
@@ -21,9 +21,9 @@ _CONTRACTED = """
     there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
     what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+"""
 CONTRACTIONS = {
-    form[:at] + form[at + 1 :]: form for form in _CONTRACTED for at, letter in enumerate(form) if letter == "'"
+    form[:at] + form[at + 1 :]: form for form in _CONTRACTED.split() for at, letter in enumerate(form) if letter == "'"
 }
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
 

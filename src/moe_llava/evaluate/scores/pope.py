@@ -30,7 +30,9 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     for name in SETS:
         asked = [row for row in questions if row["category"] == name]
         labels = _labels(locate(data, f"coco/coco_pope_{name}.json"), asked)
-        figures[name] = binary_scores((said_yes[row["question_id"]], yes) for row, yes in zip(asked, labels, strict=True))
+        figures[name] = binary_scores(
+            (said_yes[row["question_id"]], yes) for row, yes in zip(asked, labels, strict=True)
+        )
     return _report(figures, len(rows))
 
 

@@ -15,7 +15,16 @@ class ScoreReport:
     table: list[list[str]]
     n: int
 
+    def text(self) -> str:
+        """Return the table in aligned columns, the first to the left and the others to the right."""
+        first, *others = (max(map(len, column)) for column in zip(*self.table, strict=True))
+        lines = []
+        for name, *cells in self.table:
+            aligned = [cell.rjust(width) for cell, width in zip(cells, others, strict=True)]
+            lines.append("  ".join([name.ljust(first), *aligned]).rstrip())
+        return "\n".join(lines)
+
 
 def percent(hits: float, total: int) -> float:
-    """Return `100 * hits / total`, and 0 for an empty group, as the official scorers do where they guard at all."""
-    return 100 * hits / total if total else 0.0
+    """Return `hits / total * 100`, in this order so that the last bit is the official one; 0 for an empty group."""
+    return hits / total * 100 if total else 0.0

@@ -65,4 +65,4 @@ def _results(predictions: Path, data: Path) -> list[tuple[str, str]]:
     if (data / VAL_QUESTIONS).exists():
         images = {row["question_id"]: row["image"] for row in read_jsonl(data / VAL_QUESTIONS, "question_id", "image")}
     answers = read_answers(predictions)
-    return [(images.get(row["question_id"], row["question_id"]), normalize_evalai(row["text"])) for row in answers]
+    return [(images.get(row["question_id"], str(row["question_id"])), normalize_evalai(row["text"])) for row in answers]

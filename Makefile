@@ -1,0 +1,37 @@
+# One virtual environment, made on first use. `make help` lists the targets.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/tiny
+
+.PHONY: help install demo test check clean
+
+help:
+	@echo "make demo    train, evaluate and compare the tiny sparse model on real pictures"
+	@echo "make test    run every test"
+	@echo "make check   lint, format and types"
+	@echo "make clean   remove the demo's run"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --upgrade --quiet pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+# A second call continues the first, or shows its table again.
+demo: install
+	$(BIN)/moe-llava data demo $(RUN)/data
+	$(BIN)/moe-llava train recipes/tiny.toml --resume
+
+test: install
+	$(BIN)/python -m pytest -n 2
+
+check: install
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(RUN)

@@ -1,0 +1,64 @@
+"""The five-line API: load a model, then chat, stream or answer in batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moe_llava.checkpoint.folder import load_model
+from moe_llava.generate.engine import Decoding, Engine, ImageSource, Request, place_images
+
+Images = ImageSource | Sequence[ImageSource] | None
+
+
+def load(model: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto") -> "Assistant":
+    """Open a checkpoint by its path.
+
+    Args:
+        device: by default a GPU if there is one.
+        dtype: by default the one in which the weights are stored.
+
+    Raises:
+        ValueError: the path holds no checkpoint of this library.
+    """
+    network, processor = load_model(model, dtype=dtype)
+    network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Assistant(Engine(network.eval(), processor))
+
+
+@dataclass
+class Assistant:
+    """A model that answers. `engine` holds the model and the processor."""
+
+    engine: Engine
+
+    def chat(
+        self, prompt: str, images: Images = None, *, history: Sequence[dict[str, str]] = (), decoding: Decoding | None = None
+    ) -> str:
+        """The answer to one prompt, about `images` if there are any (path or PIL image, one or several)."""
+        return self.batch([(prompt, images)], history=history, decoding=decoding)[0]
+
+    def stream(
+        self, prompt: str, images: Images = None, *, history: Sequence[dict[str, str]] = (), decoding: Decoding | None = None
+    ) -> Iterator[str]:
+        """The same, piece by piece."""
+        return self.engine.stream(_request(prompt, images, history), decoding)
+
+    def batch(
+        self,
+        prompts: Sequence[tuple[str, Images]],
+        *,
+        history: Sequence[dict[str, str]] = (),
+        decoding: Decoding | None = None,
+        batch_size: int = 64,
+    ) -> list[str]:
+        """Answers to many prompts, in order."""
+        requests = [_request(prompt, images, history) for prompt, images in prompts]
+        return self.engine.answer(requests, decoding, batch_size=batch_size)
+
+
+def _request(prompt: str, images: Images, history: Sequence[dict[str, str]]) -> Request:
+    given = () if images is None else tuple(images) if isinstance(images, (list, tuple)) else (images,)
+    turn = {"role": "user", "content": place_images(prompt, len(given))}
+    return Request(messages=(*history, turn), images=given)

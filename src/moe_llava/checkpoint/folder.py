@@ -1,0 +1,58 @@
+"""A complete checkpoint: configuration, weights, tokenizer and processor in one folder that loads by its path."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from moe_llava.data.processor import MoeLlavaProcessor
+from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
+
+
+def load_model(
+    folder: str | Path, *, dtype: torch.dtype | str = "auto"
+) -> tuple[MoeLlavaForConditionalGeneration, MoeLlavaProcessor]:
+    """Read a complete checkpoint.
+
+    Raises:
+        ValueError: the folder is absent or holds something else.
+    """
+    processor = load_processor(folder)
+    model = MoeLlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    return model, processor
+
+
+def load_processor(folder: str | Path) -> MoeLlavaProcessor:
+    """The processor of a checkpoint, without its weights.
+
+    Raises:
+        ValueError: the folder is absent or holds something else.
+    """
+    read_config(folder)
+    return MoeLlavaProcessor.from_pretrained(folder)
+
+
+def read_config(folder: str | Path) -> MoeLlavaConfig:
+    """The configuration of a checkpoint, without its weights.
+
+    Raises:
+        ValueError: the folder is absent or holds something else.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"{folder} is not a checkpoint: it has no config.json. Give the folder of a finished stage.")
+    return MoeLlavaConfig.from_pretrained(folder)
+
+
+def save_model(folder: Path, model: MoeLlavaForConditionalGeneration, processor: MoeLlavaProcessor) -> None:
+    """Write a complete checkpoint beside, then move it into `folder` file by file.
+
+    Raises:
+        OSError: it does not fit on the disk, or the folder cannot be written.
+    """
+    staging = folder / ".writing"
+    shutil.rmtree(staging, ignore_errors=True)
+    model.save_pretrained(staging)
+    processor.save_pretrained(staging)
+    for path in sorted(staging.iterdir()):
+        path.replace(folder / path.name)
+    staging.rmdir()

@@ -1,0 +1,240 @@
+"""What a recipe would do, from shapes alone: trainables, parameters, steps, tokens, memory."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import RenderableType
+from rich.table import Table
+from transformers import AutoConfig, PreTrainedConfig
+
+from moe_llava.data.conversation import read_conversations
+from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
+from moe_llava.model.accounting import Accounting, account, account_model
+from moe_llava.model.config import moe_layers, sparse_text_config
+from moe_llava.model.vision import tower_shape
+from moe_llava.recipe import Recipe, Stage, load_recipe
+from moe_llava.train.stages import TrainingGroup, prepare
+from moe_llava.train.trainer import optimizer_steps
+
+CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device of plain data parallelism, an estimate: fp32 weights, gradients and AdamW's two moments of
+    what trains, and the activations of one micro-batch."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage before it runs. `samples`, `steps` and `tokens` are `None` where neither the files nor the recipe say."""
+
+    name: str
+    groups: list[TrainingGroup]
+    accounting: Accounting
+    samples: int | None
+    steps: int | None
+    tokens: int | None
+    memory: Memory
+
+
+def plan(recipe: Recipe, stages: Iterable[str] | None = None) -> list[StagePlan]:
+    """Check every field of a recipe against its model, and count. Needs no weights, and no data where `samples` says.
+
+    Raises:
+        ValueError: as the run itself would.
+    """
+    names = list(stages) if stages is not None else list(recipe.stages)
+    return [_plan_stage(recipe, name) for name in names]
+
+
+def _plan_stage(recipe: Recipe, name: str) -> StagePlan:
+    stage = recipe.stages[name]
+    config = stage_config(recipe, name)
+    with torch.device("meta"):
+        model = MoeLlavaForConditionalGeneration(config)
+    if config.tie_word_embeddings:
+        model.tie_weights()
+    accounting = account_model(model)
+    groups, _ = prepare(model, stage.train)
+    samples, text_tokens = _data_size(recipe, stage)
+    steps = stage.steps
+    if steps is None and samples is not None:
+        steps = optimizer_steps(samples, stage.batch_size, stage.epochs or 1.0)
+    seen = steps * stage.batch_size if steps is not None else None
+    per_sample = text_tokens + config.image_seq_length
+    return StagePlan(
+        name=name,
+        groups=groups,
+        accounting=accounting,
+        samples=samples,
+        steps=steps,
+        tokens=int(seen * per_sample) if seen is not None else None,
+        memory=_memory(stage, config, accounting, groups, per_sample),
+    )
+
+
+def stage_config(recipe: Recipe, name: str) -> MoeLlavaConfig:
+    """Configuration of the model that a stage trains."""
+    config = recipe_config(recipe)
+    lineage: list[str] = []
+    start: str | None = name
+    while start in recipe.stages:
+        if start in lineage:
+            raise ValueError(f"stages.{name}: starts_from goes round in a circle: {' <- '.join([*lineage, start])}.")
+        lineage.append(start)
+        start = recipe.starting_point(start)
+    if start is not None:
+        config = read_any_config(start)
+    for stage in reversed(lineage):
+        if table := recipe.stages[stage].sparsify:
+            config.text_config = sparse_text_config(config.text_config, **table.model_dump(exclude={"noise"}))
+    return MoeLlavaConfig(**config.to_dict())
+
+
+def recipe_config(recipe: Recipe) -> MoeLlavaConfig:
+    """Configuration of a recipe's composed, still dense model; from the stated shapes where there are any."""
+    parts = recipe.model
+    stated = dict(parts.language.config)
+    if parts.language.path is None:
+        stated.setdefault("vocab_size", parts.tokenizer.vocab_size)
+    text = AutoConfig.for_model(**stated) if "model_type" in stated else _read_config(parts.language.path or "")
+    config = MoeLlavaConfig(
+        text_config=text.get_text_config().to_dict(), image_token_id=text.vocab_size, projector_type=parts.projector
+    )
+    if (vision := parts.vision) is None:
+        return config
+    tower = AutoConfig.for_model(**vision.config) if vision.config else _read_config(vision.path)
+    tower = getattr(tower, "vision_config", tower)
+    size = vision.image_size or getattr(tower, "image_size", None) or 224
+    shape = tower_shape(tower, size, size, vision.feature_layer)
+    dropped = shape.prefix_tokens if vision.prefix_tokens is None else vision.prefix_tokens
+    config.vision_config = tower
+    config.vision_feature_layer = vision.feature_layer
+    config.vision_hidden_size = shape.width
+    config.vision_prefix_tokens = dropped
+    config.image_seq_length = shape.tokens + shape.prefix_tokens - dropped
+    return config
+
+
+def read_any_config(source: str | Path) -> MoeLlavaConfig:
+    """Configuration of a checkpoint of ours, or of any causal language model as a text-only model."""
+    config = _read_config(str(source))
+    if isinstance(config, MoeLlavaConfig):
+        return config
+    text = config.get_text_config()
+    return MoeLlavaConfig(text_config=text.to_dict(), image_token_id=text.vocab_size)
+
+
+def _read_config(source: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"Cannot read a model's configuration from {source!r}: {str(error).splitlines()[0]} "
+            "Give a folder with a config.json, a hub id that can be reached, or a recipe that states the shape."
+        ) from error
+
+
+def inspect(source: str) -> Accounting:
+    """Sizes of a recipe's final model (`.toml`), of a folder, or of a hub id."""
+    if source.endswith(".toml"):
+        recipe = load_recipe(source)
+        configs = [stage_config(recipe, name) for name in recipe.stages]
+        return account(next((one for one in reversed(configs) if moe_layers(one.text_config)), configs[-1]))
+    return account(read_any_config(source))
+
+
+def _data_size(recipe: Recipe, stage: Stage) -> tuple[int | None, float]:
+    """Samples of one epoch, and mean text tokens a sample: stated, or estimated from the files' characters."""
+    samples, tokens = 0.0, 0.0
+    for data in stage.data:
+        if Path(data.path).is_file():
+            conversations = read_conversations(data.path, data.images)
+            size = len(conversations)
+            characters = sum(len(message.content) for one in conversations for message in one.messages)
+            text = characters / CHARACTERS_PER_TOKEN / max(size, 1)
+        elif data.samples is not None:
+            size, text = data.samples, float(data.text_tokens)
+        else:
+            return None, 0.0
+        samples += data.weight * size
+        tokens += data.weight * size * text
+    return round(samples), min(tokens / max(samples, 1), recipe.model.max_length)
+
+
+def _memory(
+    stage: Stage, config: MoeLlavaConfig, accounting: Accounting, groups: list[TrainingGroup], tokens: float
+) -> Memory:
+    """Activations: about 16 numbers per hidden unit and 3 per activated inner unit of each layer, or with
+    checkpointing one per hidden unit and one layer in full; logits in fp32 at half of the text positions."""
+    text = config.text_config
+    trained = sum(group.count for group in groups)
+    width = 2 if stage.precision == "bf16" else 4
+    positions = (stage.micro_batch_size or stage.batch_size) * math.ceil(tokens)
+    layer = positions * (16 * text.hidden_size + 3 * accounting.top_k * text.intermediate_size) * width
+    if stage.gradient_checkpointing:
+        activations = layer + positions * text.hidden_size * text.num_hidden_layers * width
+    else:
+        activations = layer * text.num_hidden_layers
+    supervised = max(positions - (stage.micro_batch_size or stage.batch_size) * config.image_seq_length, 0) // 2
+    logits = supervised * text.vocab_size * 4 * 2
+    return Memory(4 * accounting.total, 4 * trained, 8 * trained, activations + logits)
+
+
+def plan_table(plans: list[StagePlan]) -> list[RenderableType]:
+    """Tables for people: the stages, and the parts of the final model."""
+    table = Table(title="stages", title_justify="left")
+    for column in ("stage", "trains", "parameters", "rate", "steps", "tokens", "memory"):
+        table.add_column(column, justify="left" if column in ("stage", "trains") else "right", no_wrap=True)
+    for one in plans:
+        steps, tokens = ("?" if number is None else f"{number:,}" for number in (one.steps, one.tokens))
+        stage = (one.name, steps, tokens, f"{one.memory.total / 2**30:.1f} GiB")
+        for number, group in enumerate(one.groups):
+            name, *rest = stage if number == 0 else ("", "", "", "")
+            table.add_row(name, group.name, f"{group.count:,}", f"{group.lr:g}", *rest)
+        sizes = f"of {_short(one.accounting.total)}, {_short(one.accounting.activated)} activated"
+        table.add_row("", sizes, "", "", "", "", "", style="dim", end_section=True)
+    sparse = [one for one in plans if one.accounting.moe_layers]
+    return [table, accounting_table((sparse or plans)[-1].accounting)]
+
+
+def accounting_table(accounting: Accounting) -> Table:
+    """Parameters by part, total and activated."""
+    title = "parameters"
+    if accounting.moe_layers:
+        where = ", ".join(map(str, accounting.moe_layers))
+        title += f" ({accounting.num_experts} experts, top-{accounting.top_k}, in layers {where})"
+    table = Table(title=title, title_justify="left")
+    table.add_column("part")
+    table.add_column("total", justify="right")
+    table.add_column("activated", justify="right")
+    for part, count in accounting.parts.items():
+        activated = accounting.activated_experts if part == "experts" else count
+        table.add_row(part, f"{count:,}", f"{activated:,}")
+    table.add_section()
+    table.add_row("language model", f"{accounting.language_total:,}", f"{accounting.language_activated:,}")
+    table.add_row("all", f"{accounting.total:,}", f"{accounting.activated:,}")
+    table.add_section()
+    table.add_row("FLOPs a token, at 2,048 tokens", "", f"{accounting.flops_per_token(2048):,}")
+    table.add_row("weights in bf16, bytes", f"{2 * accounting.total:,}", "")
+    return table
+
+
+def _short(count: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return str(count)

@@ -1,0 +1,216 @@
+"""A recipe, run: stage after stage, each ending in a complete checkpoint."""
+
+import resource
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+
+from moe_llava.data.collate import Collator
+from moe_llava.data.conversation import read_conversations
+from moe_llava.data.dataset import ConversationDataset, LengthGroupedSampler, Mixture, mixture
+from moe_llava.data.features import FeatureStore, tower_key
+from moe_llava.data.problems import Problem
+from moe_llava.data.processor import MoeLlavaProcessor
+from moe_llava.model import MoeLlavaForConditionalGeneration
+from moe_llava.recipe import Recipe, Stage
+from moe_llava.train import folder as stage_folder
+from moe_llava.train.build import build_stage
+from moe_llava.train.callbacks import MetricsFile, ProgressBar
+from moe_llava.train.stages import TrainingGroup, prepare
+from moe_llava.train.trainer import MoeTrainer, optimizer_steps
+
+
+def train(recipe: Recipe, stages: Iterable[str] | None = None, *, resume: bool = False, console: Console) -> None:
+    """Run the stages of a recipe in order (or those named). Finished ones are skipped with `resume`.
+
+    Raises:
+        ValueError: a stage's folder is in use, its data or parts are wrong; each says what to do.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    names = list(stages) if stages is not None else list(recipe.stages)
+    if unknown := [name for name in names if name not in recipe.stages]:
+        raise ValueError(f"Unknown stages {unknown}: {recipe.name} has {', '.join(recipe.stages)}.")
+    for name in names:
+        stage_folder.check_writable(recipe.folder(name), resume)
+    for name in names:
+        if stage_folder.is_complete(recipe.folder(name)):
+            console.print(f"{name}: finished before, in {recipe.folder(name)}")
+        else:
+            run_stage(recipe, name, console)
+
+
+def run_stage(recipe: Recipe, name: str, console: Console) -> None:
+    """Train one stage to its end, from its last checkpoint if there is one."""
+    started = time.perf_counter()
+    stage, folder = recipe.stages[name], recipe.folder(name)
+    model, processor = build_stage(recipe, name)
+    groups, adapters = prepare(model, stage.train)
+    dataset, skipped = build_dataset(recipe, stage, model, processor, console)
+    _describe(recipe, name, groups, model, console)
+    trainer = build_trainer(recipe, name, model, groups, dataset, processor)
+    checkpoint = stage_folder.last_checkpoint(folder)
+    if checkpoint:
+        console.print(f"{name}: continues from {checkpoint}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.accelerator.wait_for_everyone()
+    if adapters:
+        adapters.merge()
+    if trainer.is_world_process_zero():
+        summary = {
+            "stage": name,
+            "steps": trainer.state.global_step,
+            "samples": len(dataset),
+            "seconds": round(time.perf_counter() - started, 1),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "skipped_samples": [str(problem) for problem in skipped],
+        }
+        stage_folder.complete(folder, model.eval(), processor, summary)
+    trainer.accelerator.wait_for_everyone()
+
+
+def build_dataset(
+    recipe: Recipe,
+    stage: Stage,
+    model: MoeLlavaForConditionalGeneration,
+    processor: MoeLlavaProcessor,
+    console: Console,
+) -> tuple[Mixture, list[Problem]]:
+    """Read, check and mix a stage's data; features of a frozen tower come from the store.
+
+    Also returns the problems of the samples that were left out.
+    """
+    parts = [(read_conversations(data.path, data.images), data.weight) for data in stage.data]
+    store = None
+    if model.config.vision_config is not None and "vision_tower" not in stage.train:
+        images = sorted({path for conversations, _ in parts for one in conversations for path in one.images})
+        store = image_features(model, processor, images, Path(recipe.output) / "features") if images else None
+    datasets = [
+        (ConversationDataset(conversations, processor, store, on_error=stage.on_error), weight)
+        for conversations, weight in parts
+    ]
+    skipped = [problem for dataset, _ in datasets for problem in dataset.skipped]
+    for problem in skipped:
+        console.print(f"skipped {problem}", style="yellow", markup=False)
+    return mixture(datasets, seed=recipe.seed), skipped
+
+
+def image_features(
+    model: MoeLlavaForConditionalGeneration, processor: MoeLlavaProcessor, images: list[Path], folder: Path
+) -> FeatureStore:
+    """Patch features of images under the model's frozen tower, computed once."""
+    tower, config = model.model.vision_tower.eval(), model.config
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tower.to(device)
+    key = tower_key(
+        tower, processor.image_processor, layer=config.vision_feature_layer, prefix=config.vision_prefix_tokens
+    )
+    return FeatureStore.build(
+        images,
+        lambda pixels: model.model.get_patch_features(pixels.to(device, tower.dtype)).float().cpu(),
+        processor.image_processor,
+        key=key,
+        folder=folder,
+    )
+
+
+def build_trainer(
+    recipe: Recipe,
+    name: str,
+    model: MoeLlavaForConditionalGeneration,
+    groups: list[TrainingGroup],
+    dataset: Mixture,
+    processor: MoeLlavaProcessor,
+) -> MoeTrainer:
+    """A trainer for one stage; the same samples make a step however many devices share it."""
+    stage, folder = recipe.stages[name], recipe.folder(name)
+    arguments = training_arguments(recipe, stage, folder, len(dataset))
+    sampler = LengthGroupedSampler(dataset.lengths, stage.batch_size, recipe.seed) if stage.group_by_length else None
+    trainer = MoeTrainer(
+        groups=groups,
+        sampler=sampler,
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=Collator(processor.tokenizer.pad_token_id),
+        callbacks=[MetricsFile(folder / stage_folder.METRICS), ProgressBar(f"{recipe.name} {name}")],
+    )
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    return trainer
+
+
+def training_arguments(recipe: Recipe, stage: Stage, folder: Path, num_samples: int) -> TrainingArguments:
+    """Trainer arguments of a stage.
+
+    Raises:
+        ValueError: the batch cannot be shared evenly by the devices.
+    """
+    steps = stage.steps or optimizer_steps(num_samples, stage.batch_size, stage.epochs or 1.0)
+    arguments = TrainingArguments(
+        output_dir=str(folder / stage_folder.CHECKPOINTS),
+        max_steps=steps,
+        learning_rate=max(item.lr for item in stage.train.values()),
+        lr_scheduler_type=stage.schedule,
+        warmup_steps=int(-(-steps * stage.warmup_ratio // 1)),
+        weight_decay=stage.weight_decay,
+        max_grad_norm=stage.max_grad_norm,
+        bf16=stage.precision == "bf16",
+        activation_checkpointing=stage.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=stage.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=stage.save_every,
+        report_to=list(recipe.trackers) or "none",
+        project=recipe.name,
+        run_name=f"{recipe.name}-{folder.name}",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+    )
+    world = arguments.world_size
+    micro = stage.micro_batch_size or -(-stage.batch_size // world)
+    if stage.batch_size % (micro * world):
+        raise ValueError(
+            f"batch_size = {stage.batch_size} cannot be cut into micro-batches of {micro} on {world} devices: "
+            "choose a micro_batch_size that divides it."
+        )
+    arguments.per_device_train_batch_size = micro
+    arguments.gradient_accumulation_steps = stage.batch_size // (micro * world)
+    return arguments
+
+
+def _describe(
+    recipe: Recipe, name: str, groups: list[TrainingGroup], model: MoeLlavaForConditionalGeneration, console: Console
+) -> None:
+    """Print what trains and save it, with the recipe and the environment, before the first step."""
+    folder = recipe.folder(name)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    console.print(trainable_table(name, groups, total))
+    rows: list[dict[str, Any]] = [
+        {"group": group.name, "parameters": group.count, "lr": group.lr, "lora_rank": group.lora_rank} for group in groups
+    ]
+    stage_folder.write_json(folder / "trainables.json", {"total_parameters": total, "groups": rows})
+    stage_folder.write_json(folder / "environment.json", stage_folder.environment())
+    (folder / "recipe.toml").write_text(recipe.to_toml())
+
+
+def trainable_table(name: str, groups: list[TrainingGroup], total: int) -> Table:
+    """What trains in a stage, how many parameters, at which rate."""
+    table = Table(title=f"{name}: what trains", title_justify="left")
+    for column in ("group", "parameters", "learning rate", "adapters"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    for group in groups:
+        adapters = f"LoRA rank {group.lora_rank}" if group.lora_rank else ""
+        table.add_row(group.name, f"{group.count:,}", f"{group.lr:g}", adapters)
+    frozen = total - sum(group.count for group in groups)
+    table.add_row("frozen", f"{frozen:,}", "", "", style="dim")
+    return table

@@ -1,0 +1,194 @@
+"""A thin sub-class of transformers' Trainer: exact losses, rates by group, crash-safe checkpoints, routing in the log."""
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+from moe_llava.model.balance import first_choices, stack_real_tokens
+from moe_llava.model.config import moe_layers
+from moe_llava.train.health import RoutingHealth
+from moe_llava.train.stages import TrainingGroup
+
+TRAINED_TENSORS = "trained.safetensors"
+
+
+class MoeTrainer(Trainer):
+    """Trains `groups` of a MoE-LLaVA.
+
+    The loss of a step does not depend on how its samples are cut into micro-batches and processes. The language loss
+    is divided by the supervised tokens of the whole step. The balance loss is no sum over tokens, so it is given the
+    first choices of the whole step: reduced over processes, and with accumulation counted in a pass without gradients
+    before the step (its cost: one forward pass a micro-batch).
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, groups: list[TrainingGroup], sampler: Sampler[int] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._groups = groups
+        self._sampler = sampler
+        self._step_counts: Tensor | None = None
+        self._writing: str | None = None
+        self._start_interval()
+
+    def _start_interval(self) -> None:
+        text_config = self.model.config.text_config
+        self._health = RoutingHealth(getattr(text_config, "num_experts_per_tok", 1)) if moe_layers(text_config) else None
+        self._language_loss = 0.0
+        self._interval = (time.perf_counter(), 0, self.state.global_step)
+
+    # Optimizer and order of samples
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(
+                [{"params": list(group.parameters), "lr": group.lr, "name": group.name} for group in self._groups],
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        return self._sampler or super()._get_train_sampler(train_dataset)
+
+    # Loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._step_counts = None
+        if len(batches) > 1 and self._balances:
+            self._step_counts = self._count_first_choices(batches)
+        return batches, items
+
+    @property
+    def _balances(self) -> bool:
+        text_config = self.model.config.text_config
+        return bool(moe_layers(text_config)) and bool(
+            text_config.router_aux_loss_coef or getattr(text_config, "router_z_loss_coef", 0.0)
+        )
+
+    @torch.no_grad()
+    def _count_first_choices(self, batches: list[dict[str, Tensor]]) -> Tensor:
+        counts = []
+        for batch in batches:
+            inputs = {name: value for name, value in self._prepare_inputs(batch).items() if name != "labels"}
+            with self.compute_loss_context_manager():
+                outputs = self.model(**inputs, output_router_logits=True, use_cache=False, logits_to_keep=1)
+            counts.append(first_choices(stack_real_tokens(outputs.router_logits, inputs["attention_mask"])))
+        return self._reduced(torch.stack(counts).sum(dim=0))
+
+    def _reduced(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, reduction="sum") if self.accelerator.num_processes > 1 else tensor
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch, skip_logits=True, use_cache=False)
+        loss = outputs.language_loss
+        if outputs.router_logits:
+            real = stack_real_tokens(outputs.router_logits, inputs["attention_mask"])
+            counts = self._step_counts
+            if counts is None and self.accelerator.num_processes > 1:
+                counts = self._reduced(first_choices(real))
+            _, router_loss = self.model.router_losses(real, counts)
+            loss = loss + router_loss
+            self._health.update(real)
+        seconds, tokens, step = self._interval
+        self._interval = (seconds, tokens + int(inputs["attention_mask"].sum()), step)
+        self._language_loss += outputs.language_loss.detach().item()
+        # Gradients are averaged over processes, while each process holds its share of a sum.
+        loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    # Log
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self._interval_figures()}
+            if self._health and (warning := self._health.warning()):
+                logs["warning"] = warning  # type: ignore[assignment]
+            self._start_interval()
+        super().log(logs, start_time)
+
+    def _interval_figures(self) -> dict[str, float]:
+        started, tokens, first_step = self._interval
+        steps = max(self.state.global_step - first_step, 1)
+        sums = self._reduced(torch.tensor([self._language_loss, float(tokens)], device=self.args.device)).tolist()
+        figures = {"language_loss": sums[0] / steps, "tokens_per_second": sums[1] / (time.perf_counter() - started)}
+        if self._health:
+            if self.accelerator.num_processes > 1:
+                self._health.reduce(self._reduced)
+            figures |= self._health.summary()
+        return figures
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return self._writing or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        """Write beside, then rename: a checkpoint folder is whole or absent."""
+        name = f"checkpoint-{self.state.global_step}"
+        folder = Path(self.args.output_dir)
+        self._writing = str(folder / ".writing")
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                shutil.rmtree(folder / name, ignore_errors=True)
+                (folder / ".writing" / name).rename(folder / name)
+                for older in checkpoints(folder)[:-1]:
+                    shutil.rmtree(older)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"Could not write {folder / name}: {error}. The last good checkpoint is untouched: "
+                "make room, then run the same command with --resume."
+            ) from error
+        finally:
+            self._writing = None
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """What trains is all that differs from the stage's starting point, which is on disk already."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {name: tensor.detach() for name, tensor in self.model.named_parameters() if tensor.requires_grad}
+        save_file({name: tensor.contiguous() for name, tensor in trained.items()}, folder / TRAINED_TENSORS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = load_file(Path(resume_from_checkpoint) / TRAINED_TENSORS)
+        trained = {name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad}
+        if saved.keys() != trained.keys():
+            raise ValueError(
+                f"{resume_from_checkpoint} holds other parameters than this stage trains: the recipe has changed since. "
+                "Restore it, or train into another output."
+            )
+        with torch.no_grad():
+            for name, tensor in saved.items():
+                trained[name].copy_(tensor)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole training checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def optimizer_steps(num_samples: int, batch_size: int, epochs: float) -> int:
+    """Steps of `epochs` passes over the samples; the last batch of a pass may be smaller."""
+    return max(1, math.ceil(epochs * math.ceil(num_samples / batch_size)))

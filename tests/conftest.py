@@ -1,0 +1,33 @@
+"""Shapes and types of every public function are checked while the tests run; models are tiny and random."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+with install_import_hook("moe_llava", "beartype.beartype"):
+    import moe_llava  # noqa: F401
+
+import pytest
+import torch
+
+from tests.tiny import Tiny
+
+torch.set_num_threads(1)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Recordings made by the original's code; tests that read them skip where they are absent."""
+    folder = Path(os.environ.get("MOE_LLAVA_FIXTURES", Path(__file__).parents[1] / "../shared")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no recordings in {folder}; set MOE_LLAVA_FIXTURES to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Parts, pictures and conversations for tests that train or answer."""
+    return Tiny(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,40 @@
+"""Run the first step of a tiny recipe's sparse stage and save its gradients: alone, or as one of several processes."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+from moe_llava.recipe import load_recipe
+from moe_llava.train.build import build_stage
+from moe_llava.train.run import build_dataset, build_trainer
+from moe_llava.train.stages import prepare
+
+
+class SaveGradients(TrainerCallback):
+    def __init__(self, model: torch.nn.Module, path: Path) -> None:
+        self.model, self.path = model, path
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and not self.path.exists():
+            gradients = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
+            save_file(gradients, self.path)
+
+
+def main(recipe: str, path: str, overrides: dict[str, str]) -> None:
+    torch.set_num_threads(1)
+    loaded = load_recipe(recipe, {"stages.sparsify.steps": "1", "stages.sparsify.max_grad_norm": "1e9", **overrides})
+    model, processor = build_stage(loaded, "sparsify")
+    groups, _ = prepare(model, loaded.stages["sparsify"].train)
+    dataset, _ = build_dataset(loaded, loaded.stages["sparsify"], model, processor, Console(quiet=True))
+    trainer = build_trainer(loaded, "sparsify", model, groups, dataset, processor)
+    trainer.add_callback(SaveGradients(model, Path(path)))
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], dict(item.split("=", 1) for item in sys.argv[3:]))
