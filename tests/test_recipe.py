@@ -19,7 +19,12 @@ def test_shipped_recipes_are_valid_and_survive_being_written(path: Path, tmp_pat
 
 
 def test_any_field_is_overridden_by_its_dotted_name(tiny: Tiny) -> None:
-    overrides = {"stages.align.train.projector": "5e-4", "seed": "7", "output": "elsewhere", "model.projector": "linear"}
+    overrides = {
+        "stages.align.train.projector": "5e-4",
+        "seed": "7",
+        "output": "elsewhere",
+        "model.projector": "linear",
+    }
     recipe = load_recipe(tiny.recipe, overrides)
     assert recipe.stages["align"].train["projector"].lr == 5e-4
     assert (recipe.seed, recipe.output, recipe.model.projector) == (7, "elsewhere", "linear")
@@ -30,7 +35,7 @@ def test_any_field_is_overridden_by_its_dotted_name(tiny: Tiny) -> None:
     [
         ("stages.align.lr", "1", "stages.align.lr"),
         ("stages.align.train.adapter", "1e-3", "stages.align.train"),
-        ("stages.align.epochs", "1", "exactly one of `epochs` and `steps`"),
+        ("stages.align.warmup_ratio", "1.5", "stages.align.warmup_ratio"),
         ("stages.align.train", "{}", "`train` is empty"),
         ("stages.align.batch_size", "0", "stages.align.batch_size"),
         ("report.models.dense", "nowhere", "is no stage"),

@@ -57,7 +57,9 @@ def tiny_causal(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrai
     return model
 
 
-def tiny_dense(family: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> MoeLlavaForConditionalGeneration:
+def tiny_dense(
+    family: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any
+) -> MoeLlavaForConditionalGeneration:
     """A dense model of random parts."""
     return compose(
         tiny_causal(family, **changes).to(dtype),

@@ -12,7 +12,9 @@ from moe_llava.generate.engine import Decoding, Engine, ImageSource, Request, pl
 Images = ImageSource | Sequence[ImageSource] | None
 
 
-def load(model: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto") -> "Assistant":
+def load(
+    model: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto"
+) -> "Assistant":
     """Open a checkpoint by its path.
 
     Args:
@@ -23,7 +25,7 @@ def load(model: str | Path, *, device: str | torch.device | None = None, dtype: 
         ValueError: the path holds no checkpoint of this library.
     """
     network, processor = load_model(model, dtype=dtype)
-    network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
     return Assistant(Engine(network.eval(), processor))
 
 
@@ -34,13 +36,23 @@ class Assistant:
     engine: Engine
 
     def chat(
-        self, prompt: str, images: Images = None, *, history: Sequence[dict[str, str]] = (), decoding: Decoding | None = None
+        self,
+        prompt: str,
+        images: Images = None,
+        *,
+        history: Sequence[dict[str, str]] = (),
+        decoding: Decoding | None = None,
     ) -> str:
         """The answer to one prompt, about `images` if there are any (path or PIL image, one or several)."""
         return self.batch([(prompt, images)], history=history, decoding=decoding)[0]
 
     def stream(
-        self, prompt: str, images: Images = None, *, history: Sequence[dict[str, str]] = (), decoding: Decoding | None = None
+        self,
+        prompt: str,
+        images: Images = None,
+        *,
+        history: Sequence[dict[str, str]] = (),
+        decoding: Decoding | None = None,
     ) -> Iterator[str]:
         """The same, piece by piece."""
         return self.engine.stream(_request(prompt, images, history), decoding)

@@ -87,7 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("recipe", help="a TOML file; any field is overridden by --dotted.key value")
     command.add_argument("--stages", help="comma-separated; by default all of the recipe")
     command.add_argument("--resume", action="store_true", help="continue what is there instead of refusing")
-    command.add_argument("--dry-run", action="store_true", help="check the recipe and print what it would do; no weights")
+    command.add_argument(
+        "--dry-run", action="store_true", help="check the recipe and print what it would do; no weights"
+    )
 
     command = add(commands, "chat", run_chat, "Ask a model; without --prompt, a conversation.")
     command.add_argument("model", help="folder of a checkpoint")

@@ -38,7 +38,7 @@ class Tokenizer(Part):
 
     path: str | None = None
     train_on: tuple[str, ...] = ()
-    vocab_size: int = Field(8192, ge=260)
+    vocab_size: int = Field(default=8192, ge=260)
 
 
 class Vision(Part):
@@ -49,9 +49,9 @@ class Vision(Part):
 
     path: str
     config: dict[str, Any] = {}
-    image_size: int | None = Field(None, ge=1)
+    image_size: int | None = Field(default=None, ge=1)
     feature_layer: int | None = None
-    prefix_tokens: int | None = Field(None, ge=0)
+    prefix_tokens: int | None = Field(default=None, ge=0)
     aspect_ratio: AspectRatio | None = None
 
 
@@ -61,7 +61,7 @@ class Model(Part):
     vision: Vision | None = None
     projector: str = "mlp2x_gelu"
     template: str = "vicuna"
-    max_length: int = Field(2048, ge=8)
+    max_length: int = Field(default=2048, ge=8)
 
 
 class Data(Part):
@@ -72,29 +72,29 @@ class Data(Part):
 
     path: str
     images: str | None = None
-    weight: float = Field(1.0, gt=0)
-    samples: int | None = Field(None, ge=1)
-    text_tokens: int = Field(0, ge=0)
+    weight: float = Field(default=1.0, gt=0)
+    samples: int | None = Field(default=None, ge=1)
+    text_tokens: int = Field(default=0, ge=0)
 
 
 class Sparsify(Part):
     """Copy feed-forward networks into experts before the stage begins."""
 
-    num_experts: int = Field(4, ge=1)
-    top_k: int = Field(2, ge=1)
+    num_experts: int = Field(default=4, ge=1)
+    top_k: int = Field(default=2, ge=1)
     layers: Literal["alternate", "first_half", "second_half", "all"] | tuple[int, ...] = "alternate"
     normalize_gates: bool = True
-    balance_coefficient: float = Field(0.01, ge=0)
-    z_loss_coefficient: float = Field(0.0, ge=0)
-    noise: float = Field(0.0, ge=0)
+    balance_coefficient: float = Field(default=0.01, ge=0)
+    z_loss_coefficient: float = Field(default=0.0, ge=0)
+    noise: float = Field(default=0.0, ge=0)
 
 
 class Trainable(Part):
     """How one group of parameters trains: its learning rate, and a LoRA rank to train it through adapters."""
 
     lr: float = Field(gt=0)
-    lora_rank: int | None = Field(None, ge=1)
-    lora_alpha: float | None = Field(None, gt=0)
+    lora_rank: int | None = Field(default=None, ge=1)
+    lora_alpha: int | None = Field(default=None, gt=0)
 
 
 def _rate(value: Any) -> Any:
@@ -108,6 +108,7 @@ class Stage(Part):
         train: group -> learning rate, or a table with `lr` and `lora_rank`. Everything else is frozen.
         template, aspect_ratio: of this stage, where they differ from the model's.
         starts_from: an earlier stage of this recipe, or a folder; by default the stage before.
+        steps: optimizer steps; where given, `epochs` does not count.
         batch_size: samples of one optimizer step, over all devices.
         micro_batch_size: samples of one forward pass on one device; accumulation fills the rest.
     """
@@ -118,27 +119,27 @@ class Stage(Part):
     sparsify: Sparsify | None = None
     template: str | None = None
     aspect_ratio: AspectRatio | None = None
-    batch_size: int = Field(128, ge=1)
-    micro_batch_size: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     group_by_length: bool = True
     on_error: Literal["raise", "skip"] = "raise"
-    log_every: int = Field(10, ge=1)
-    save_every: int = Field(500, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    save_every: int = Field(default=500, ge=1)
 
     @model_validator(mode="after")
     def _is_trainable(self) -> "Stage":
         if not self.train:
             raise ValueError("`train` is empty: name at least one group, for example train = { projector = 1e-3 }")
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of `epochs` and `steps`")
+        if self.epochs is None and self.steps is None:
+            raise ValueError("give `epochs`, or `steps`")
         return self
 
 
@@ -154,7 +155,7 @@ class Report(Part):
 
     models: dict[str, str]
     questions: dict[str, Questions]
-    max_new_tokens: int = Field(16, ge=1)
+    max_new_tokens: int = Field(default=16, ge=1)
 
 
 class Recipe(Part):

@@ -63,9 +63,7 @@ def test_a_grid_is_read_row_by_row() -> None:
 def test_the_published_384_px_models_drop_one_patch() -> None:
     config = AutoConfig.for_model("siglip_vision_model", **{**VIT, "image_size": 42, "patch_size": 14})
     tower = AutoModel.from_config(config)
-    model = compose(
-        tiny_causal(), tower, image_token_id=95, image_size=(42, 42), feature_layer=-2, prefix_tokens=1
-    )
+    model = compose(tiny_causal(), tower, image_token_id=95, image_size=(42, 42), feature_layer=-2, prefix_tokens=1)
     assert model.config.image_seq_length == 8
 
 

@@ -15,7 +15,12 @@ from safetensors.torch import load_file
 import moe_llava
 from tests.tiny import Tiny
 
-LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); from moe_llava.cli import main; sys.exit(main(sys.argv[1:]))"
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
+from moe_llava.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def command(tiny: Tiny, output: Path, *extra: str, file_limit: int | None = None) -> list[str]:
@@ -26,7 +31,11 @@ def command(tiny: Tiny, output: Path, *extra: str, file_limit: int | None = None
 def run(tiny: Tiny, output: Path, *extra: str, file_limit: int | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command(tiny, output, *extra, file_limit=file_limit), capture_output=True, text=True, timeout=300, env=environment
+        command(tiny, output, *extra, file_limit=file_limit),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
     )
 
 
@@ -79,7 +88,10 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(
     finished: Path, tiny: Tiny, tmp_path: Path, stage: str, checkpoint: int
 ) -> None:
     process = subprocess.Popen(
-        command(tiny, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command(tiny, tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     seen = tmp_path / stage / "checkpoints" / f"checkpoint-{checkpoint}"
     while not seen.exists() and process.poll() is None:

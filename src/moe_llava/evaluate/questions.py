@@ -145,5 +145,7 @@ def accuracy(questions: Sequence[Question], answers: Sequence[str]) -> dict[str,
     everything = [value for values in right.values() for value in values]
     result: dict[str, Any] = {"accuracy": sum(everything) / len(everything), "n": len(everything)}
     if set(right) != {""}:
-        result["kinds"] = {kind: {"accuracy": sum(values) / len(values), "n": len(values)} for kind, values in right.items()}
+        result["kinds"] = {
+            kind: {"accuracy": sum(values) / len(values), "n": len(values)} for kind, values in right.items()
+        }
     return result

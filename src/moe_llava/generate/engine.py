@@ -23,7 +23,7 @@ ImageSource = str | Path | Image.Image
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation that waits for its next answer; `<image>` in the contents stands for each of `images`, in order."""
+    """A conversation that waits for its next answer; each `<image>` in it stands for one of `images`, in order."""
 
     messages: tuple[dict[str, str], ...]
     images: tuple[ImageSource, ...] = ()
@@ -123,7 +123,9 @@ class Engine:
             raise errors[0]
 
     def _prompt(self, request: Request) -> list[int]:
-        return self.processor.encode(list(request.messages), len(request.images), add_generation_prompt=True)["input_ids"]
+        return self.processor.encode(list(request.messages), len(request.images), add_generation_prompt=True)[
+            "input_ids"
+        ]
 
     def _inputs(self, prompts: list[list[int]], images: list[tuple[ImageSource, ...]]) -> dict[str, Any]:
         """Left-padded inputs of `generate`; identical images share their features."""
@@ -145,8 +147,12 @@ class Engine:
         known = {key: self._features[key] for key in keys if key in self._features}
         new = {key: source for key, source in zip(keys, sources, strict=True) if key not in known}
         if new:
-            pixels = self.processor.image_processor([load_image(source) for source in new.values()], return_tensors="pt")
-            encoded = self.model.model.get_patch_features(pixels["pixel_values"].to(self.model.device, self.model.dtype))
+            pixels = self.processor.image_processor(
+                [load_image(source) for source in new.values()], return_tensors="pt"
+            )
+            encoded = self.model.model.get_patch_features(
+                pixels["pixel_values"].to(self.model.device, self.model.dtype)
+            )
             known |= dict(zip(new, encoded, strict=True))
         for key in known:
             self._features[key] = known[key]

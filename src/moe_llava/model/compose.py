@@ -1,5 +1,7 @@
 """Parts -> one vision-language model: a causal language model, a vision tower, a fresh projector."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -66,9 +68,10 @@ def load_state(
     Raises:
         ValueError: tensors are missing or left over; the names are listed.
     """
-    model, info = MoeLlavaForConditionalGeneration.from_pretrained(
+    loaded: Any = MoeLlavaForConditionalGeneration.from_pretrained(
         None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
     )
+    model, info = loaded
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing or unexpected:
         raise ValueError(f"The parts do not fit together: missing {missing}, unexpected {unexpected}.")

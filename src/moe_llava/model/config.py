@@ -32,8 +32,8 @@ class MoeLlavaConfig(PreTrainedConfig):
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama")}
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: Any = None
+    text_config: Any = None
     image_token_id: int = 32000
     image_seq_length: int = 0
     vision_hidden_size: int = 0
@@ -56,7 +56,7 @@ def moe_layers(text_config: PreTrainedConfig) -> tuple[int, ...]:
 
 
 def choose_layers(choice: LayerChoice | list[int] | tuple[int, ...], num_layers: int) -> tuple[int, ...]:
-    """Turn a placement of the sparse layers into indices, as the original does (`alternate` is its `sparse`: 0, 2, ...).
+    """Turn a placement of the sparse layers into indices, as the original does (its `sparse` is our `alternate`).
 
     Raises:
         ValueError: an unknown name, or an index that the decoder does not have.
@@ -93,7 +93,9 @@ def sparse_text_config(
         ValueError: impossible numbers, or a decoder that is sparse already.
     """
     if num_experts < 1 or not 1 <= top_k <= num_experts:
-        raise ValueError(f"top_k = {top_k} of num_experts = {num_experts} is impossible: use 1 <= top_k <= num_experts.")
+        raise ValueError(
+            f"top_k = {top_k} of num_experts = {num_experts} is impossible: use 1 <= top_k <= num_experts."
+        )
     if moe_layers(text_config):
         raise ValueError("The model is sparse already: upcycling starts from a dense one.")
     sparse = type(text_config)(**text_config.to_dict())

@@ -28,7 +28,7 @@ class SparseFeedForward(nn.Module):
         return self.experts(tokens, experts, weights).reshape(hidden_states.shape)
 
 
-def decoder_layers(decoder: nn.Module) -> nn.ModuleList:
+def decoder_layers(decoder: nn.Module) -> list[Any]:
     """The layers of a decoder whose feed-forward networks sit at `layer.mlp`.
 
     Raises:
@@ -36,8 +36,10 @@ def decoder_layers(decoder: nn.Module) -> nn.ModuleList:
     """
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "mlp") for layer in layers):
-        raise ValueError(f"{type(decoder).__name__} is not supported: it has no feed-forward networks at layers[i].mlp.")
-    return layers
+        raise ValueError(
+            f"{type(decoder).__name__} is not supported: it has no feed-forward networks at layers[i].mlp."
+        )
+    return list(layers)
 
 
 @functools.cache

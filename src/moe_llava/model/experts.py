@@ -1,5 +1,6 @@
 """E feed-forward networks held as stacked 3-D weights, in the layout of transformers' experts interface."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ def layout_of(mlp: nn.Module) -> FeedForwardLayout:
         if linears == {*layout.inputs, layout.down}:
             return layout
     raise ValueError(
-        f"{type(mlp).__name__} cannot be made sparse: it holds the projections {sorted(linears)}, and known layouts are "
+        f"{type(mlp).__name__} cannot be made sparse: it holds the projections {sorted(linears)}; known layouts are "
         + "; ".join(", ".join((*layout.inputs, layout.down)) for layout in LAYOUTS)
         + "."
     )
@@ -74,20 +75,25 @@ class Experts(nn.Module):
     """`num_experts` copies of the shape of one dense feed-forward network.
 
     Weights: `gate_up_proj (E, 2I, H)` or, for a plain network, `up_proj (E, I, H)`; `down_proj (E, H, I)`; biases
-    `(E, 2I)`, `(E, I)` and `(E, H)` where the dense network has them. `config._experts_implementation` picks the kernel.
+    `(E, 2I)`, `(E, I)` and `(E, H)` where the dense network has them. The kernel is `config._experts_implementation`.
     """
+
+    has_gate: bool
+    has_bias: bool
+    _apply_gate: Callable[[Tensor], Tensor]
 
     def __init__(self, config: PreTrainedConfig, dense: nn.Module) -> None:
         super().__init__()
         layout = layout_of(dense)
         down = dense.get_submodule(layout.down)
+        assert isinstance(down, nn.Linear)
         width, inner = down.weight.shape
         self.num_experts = config.num_experts
         self.initializer_range = getattr(config, "initializer_range", 0.02)
         self.act_fn = activation_of(dense)
         self.input_name = "gate_up_proj" if layout.is_gated else "up_proj"
         rows = 2 * inner if layout.is_gated else inner
-        shapes = {self.input_name: (rows, width), "down_proj": (width, inner)}
+        shapes: dict[str, tuple[int, ...]] = {self.input_name: (rows, width), "down_proj": (width, inner)}
         if down.bias is not None:
             shapes |= {f"{self.input_name}_bias": (rows,), "down_proj_bias": (width,)}
         for name, shape in shapes.items():

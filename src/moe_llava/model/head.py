@@ -48,4 +48,4 @@ def causal_class(text_config: PreTrainedConfig) -> type[PreTrainedModel]:
     """
     if type(text_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{type(text_config).__name__} is not supported: transformers has no causal model for it.")
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(text_config)]
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(text_config)]  # type: ignore[return-value]

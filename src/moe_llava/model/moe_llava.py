@@ -30,13 +30,13 @@ from moe_llava.model.vision import patch_features
 class MoeLlavaOutput(MultimodalMoeCausalLMOutputWithPast):
     """`loss = language_loss + router_aux_loss_coef * aux_loss (+ z-loss)`; `aux_loss` is summed over sparse layers."""
 
-    language_loss: torch.FloatTensor | None = None
+    language_loss: Tensor | None = None
 
 
 class MoeLlavaPreTrainedModel(PreTrainedModel):
     config: MoeLlavaConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -52,7 +52,7 @@ class MoeLlavaPreTrainedModel(PreTrainedModel):
 
 
 class MoeLlavaModel(MoeLlavaPreTrainedModel):
-    """Vision tower, projector and decoder, without the language head. A text-only model has neither tower nor projector."""
+    """Vision tower, projector and decoder, without the language head. A text-only model has only the decoder."""
 
     def __init__(self, config: MoeLlavaConfig) -> None:
         super().__init__(config)
@@ -87,9 +87,11 @@ class MoeLlavaModel(MoeLlavaPreTrainedModel):
         if self.config.vision_config is None:
             raise ValueError("This model is text-only: it has no vision tower to read images with.")
         if image_features is None:
+            assert pixel_values is not None
             image_features = self.get_patch_features(pixel_values)
-        tokens = self.multi_modal_projector(image_features.to(self.multi_modal_projector[0].weight.dtype))
-        return BaseModelOutputWithPooling(last_hidden_state=image_features, pooler_output=list(tokens))
+        tokens = self.multi_modal_projector(image_features.to(next(self.multi_modal_projector.parameters()).dtype))
+        # A list, as transformers' own LLaVA returns: its generation hands single images around.
+        return BaseModelOutputWithPooling(last_hidden_state=image_features, pooler_output=list(tokens))  # type: ignore[arg-type]
 
     def _merge(
         self,
@@ -110,6 +112,7 @@ class MoeLlavaModel(MoeLlavaPreTrainedModel):
                 idle = inputs_embeds.new_zeros(1, 1, self.config.vision_hidden_size)
                 inputs_embeds = inputs_embeds + 0.0 * self.multi_modal_projector(idle).sum()
             return inputs_embeds
+        assert image_outputs.pooler_output is not None
         tokens = torch.cat(list(image_outputs.pooler_output)).to(inputs_embeds)
         if not torch.compiler.is_compiling() and int(placeholders.sum()) != tokens.shape[0]:
             raise ValueError(
@@ -127,7 +130,7 @@ class MoeLlavaModel(MoeLlavaPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> MultimodalMoeBaseModelOutputWithPast:
@@ -256,7 +259,9 @@ class MoeLlavaForConditionalGeneration(MoeLlavaPreTrainedModel, GenerationMixin)
         targets = labels[:, 1:]
         supervised = targets != -100
         logits = self.logits(hidden_states[:, :-1][supervised])
-        total = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets[supervised], reduction="sum")
+        total = F.cross_entropy(
+            logits.to(torch.promote_types(logits.dtype, torch.float32)), targets[supervised], reduction="sum"
+        )
         items = supervised.sum() if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(items, device=total.device).clamp(min=1)
 

@@ -5,6 +5,7 @@ Sparse Upcycling (2212.05055); stage III of MoE-LLaVA (2401.15947, section 3.2).
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -76,7 +77,9 @@ def add_noise(model: nn.Module, noise: float) -> None:
 
 
 @torch.no_grad()
-def noise_jump(dense: MoeLlavaForConditionalGeneration, sparse: MoeLlavaForConditionalGeneration, seed: int = 0) -> float:
+def noise_jump(
+    dense: MoeLlavaForConditionalGeneration, sparse: MoeLlavaForConditionalGeneration, seed: int = 0
+) -> float:
     """Largest change of a logit between a dense model and its sparse copy, over 64 random tokens."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(dense.config.text_config.vocab_size, (1, 64), generator=generator).to(dense.device)
@@ -130,5 +133,6 @@ def feed_forward_layouts(config: MoeLlavaConfig) -> list[FeedForwardLayout]:
     """Layout of each decoder layer's dense feed-forward network, from the family's own modules, without weights."""
     text_config = config.text_config
     with torch.device("meta"):
-        decoder = MODEL_MAPPING[type(text_config)](type(text_config)(**text_config.to_dict()))
+        family: Any = MODEL_MAPPING[type(text_config)]
+        decoder = family(type(text_config)(**text_config.to_dict()))
     return [layout_of(layer.mlp) for layer in decoder_layers(decoder)]

@@ -44,7 +44,7 @@ def build_model(recipe: Recipe) -> tuple[MoeLlavaForConditionalGeneration, MoeLl
     model = compose(
         language_model,
         tower,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=tokenizer.get_vocab()["<image>"],
         image_size=size,
         feature_layer=parts.vision.feature_layer if parts.vision else None,
         prefix_tokens=parts.vision.prefix_tokens if parts.vision else None,
@@ -77,7 +77,7 @@ def build_stage(recipe: Recipe, name: str) -> tuple[MoeLlavaForConditionalGenera
     if stage.sparsify:
         table = stage.sparsify.model_dump()
         model = upcycle(model, seed=recipe.seed, **table)
-    model.generation_config.eos_token_id = end_token_ids(processor)
+    model.generation_config.eos_token_id = processor.stop_token_ids
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     return model, processor
 
@@ -89,17 +89,6 @@ def with_aspect_ratio(image_processor: Any, ratio: AspectRatio) -> LlavaImagePro
     fields = {name: value for name, value in fields.items() if value is not None}
     fields.setdefault("do_center_crop", False)
     return LlavaImageProcessor(**fields, do_pad=ratio == "pad")
-
-
-def end_token_ids(processor: MoeLlavaProcessor) -> list[int]:
-    """Tokens that end an answer: the last one that the template supervises, and the tokenizer's end of sequence."""
-    images = int(processor.image_processor is not None)
-    turn = [{"role": "user", "content": "<image>" * images + "a"}, {"role": "assistant", "content": "a"}]
-    supervised = [label for label in processor.encode(turn, num_images=images)["labels"] if label != -100]
-    ends = {processor.tokenizer.eos_token_id}
-    if supervised[-1] in processor.tokenizer.all_special_ids:
-        ends.add(supervised[-1])
-    return sorted(end for end in ends if end is not None)
 
 
 def image_size(image_processor: Any) -> tuple[int, int]:

@@ -52,11 +52,15 @@ class RoutingHealth:
         self.tokens = int(self.first[0].sum().item()) if self.first is not None else 0
 
     def summary(self) -> dict[str, float]:
-        """`balance` (1 = even, number of experts = collapse), `max_load` (largest share of one expert in one layer,
-        even = 1/E), `dead_experts` (chosen by no token), `router_entropy` (share of its maximum); empty without tokens.
+        """Figures of a log line; empty without tokens.
+
+        `balance`: 1 is even, the number of experts is collapse. `max_load`: largest share of one expert in one layer,
+        1/E is even. `dead_experts`: chosen by no token. `router_entropy`: as a share of its maximum.
         """
-        if self.tokens == 0 or self.first is None:
+        if self.tokens == 0:
             return {}
+        assert self.first is not None and self.chosen is not None
+        assert self.probability is not None and self.entropy is not None
         num_experts = self.first.shape[-1]
         balance = num_experts * (self.first * self.probability).sum(dim=-1) / self.tokens**2
         entropy = self.entropy / self.tokens / torch.tensor(float(num_experts)).log().clamp_min(1e-12)
@@ -76,6 +80,7 @@ class RoutingHealth:
         if not collapsed:
             return None
         return (
-            f"Routing collapses: in {len(collapsed)} of {len(share)} sparse layers one expert is the first choice of more "
-            f"than {COLLAPSE_SHARE:.0%} of the tokens. Raise sparsify.balance_coefficient, or lower train.router's rate."
+            f"Routing collapses: in {len(collapsed)} of {len(share)} sparse layers one expert is the first choice "
+            f"of more than {COLLAPSE_SHARE:.0%} of the tokens. Raise sparsify.balance_coefficient, "
+            "or lower the rate of train.router."
         )

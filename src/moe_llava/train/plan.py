@@ -39,7 +39,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage before it runs. `samples`, `steps` and `tokens` are `None` where neither the files nor the recipe say."""
+    """One stage before it runs. `samples`, `steps` and `tokens` are `None` where neither files nor recipe say."""
 
     name: str
     groups: list[TrainingGroup]

@@ -12,10 +12,10 @@ from rich.table import Table
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
 from moe_llava.data.collate import Collator
-from moe_llava.data.conversation import read_conversations
+from moe_llava.data.conversation import scan
 from moe_llava.data.dataset import ConversationDataset, LengthGroupedSampler, Mixture, mixture
 from moe_llava.data.features import FeatureStore, tower_key
-from moe_llava.data.problems import Problem
+from moe_llava.data.problems import DataError, Problem
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.recipe import Recipe, Stage
@@ -85,7 +85,14 @@ def build_dataset(
 
     Also returns the problems of the samples that were left out.
     """
-    parts = [(read_conversations(data.path, data.images), data.weight) for data in stage.data]
+    parts, skipped = [], []
+    for data in stage.data:
+        # A sample may be skipped only if its images are known to open, before the tower meets them.
+        conversations, problems = scan(data.path, data.images, check_images=stage.on_error == "skip")
+        if problems and stage.on_error == "raise":
+            raise DataError(problems)
+        parts.append((conversations, data.weight))
+        skipped += problems
     store = None
     if model.config.vision_config is not None and "vision_tower" not in stage.train:
         images = sorted({path for conversations, _ in parts for one in conversations for path in one.images})
@@ -94,7 +101,7 @@ def build_dataset(
         (ConversationDataset(conversations, processor, store, on_error=stage.on_error), weight)
         for conversations, weight in parts
     ]
-    skipped = [problem for dataset, _ in datasets for problem in dataset.skipped]
+    skipped += [problem for dataset, _ in datasets for problem in dataset.skipped]
     for problem in skipped:
         console.print(f"skipped {problem}", style="yellow", markup=False)
     return mixture(datasets, seed=recipe.seed), skipped
@@ -106,7 +113,7 @@ def image_features(
     """Patch features of images under the model's frozen tower, computed once."""
     tower, config = model.model.vision_tower.eval(), model.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tower.to(device)
+    tower.to(device, memory_format=torch.channels_last)  # a quarter faster for convolutions
     key = tower_key(
         tower, processor.image_processor, layer=config.vision_feature_layer, prefix=config.vision_prefix_tokens
     )
@@ -160,6 +167,7 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, num_samples: 
         warmup_steps=int(-(-steps * stage.warmup_ratio // 1)),
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
+        use_cpu=not torch.accelerator.is_available(),
         bf16=stage.precision == "bf16",
         activation_checkpointing=stage.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
@@ -196,7 +204,8 @@ def _describe(
     total = sum(parameter.numel() for parameter in model.parameters())
     console.print(trainable_table(name, groups, total))
     rows: list[dict[str, Any]] = [
-        {"group": group.name, "parameters": group.count, "lr": group.lr, "lora_rank": group.lora_rank} for group in groups
+        {"group": group.name, "parameters": group.count, "lr": group.lr, "lora_rank": group.lora_rank}
+        for group in groups
     ]
     stage_folder.write_json(folder / "trainables.json", {"total_parameters": total, "groups": rows})
     stage_folder.write_json(folder / "environment.json", stage_folder.environment())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -80,7 +81,7 @@ def prepare(
 class Adapters:
     """LoRA on the linear layers and the stacked experts of whole groups; merged into the weights when a stage ends."""
 
-    def __init__(self, tuner: nn.Module, owners: dict[str, Group], whole: dict[str, Group]) -> None:
+    def __init__(self, tuner: Any, owners: dict[str, Group], whole: dict[str, Group]) -> None:
         self._tuner = tuner
         self._owners = owners
         self._whole = whole
@@ -101,11 +102,18 @@ class Adapters:
         adapted = {group: item for group, item in train.items() if item.lora_rank}
         sizes = {(item.lora_rank, item.lora_alpha) for item in adapted.values()}
         if len(sizes) > 1:
-            raise ValueError(f"train: groups with LoRA must share lora_rank and lora_alpha, not {sorted(map(str, sizes))}.")
-        rank, alpha = sizes.pop()
+            raise ValueError(
+                f"train: groups with LoRA must share lora_rank and lora_alpha, not {sorted(map(str, sizes))}."
+            )
+        first = next(iter(adapted.values()))
+        rank = first.lora_rank or 0
+        alpha = first.lora_alpha or 2 * rank
         linears, stacks = _adaptable(model, {name for name, group in assigned.items() if group in adapted})
         config = LoraConfig(
-            r=rank, lora_alpha=alpha or 2 * rank, target_modules=sorted(linears), target_parameters=sorted(stacks) or None
+            r=rank,
+            lora_alpha=alpha,
+            target_modules=sorted(linears),
+            target_parameters=sorted(stacks) or None,
         )
         owners = {name: assigned[f"{name}.weight"] for name in linears}
         owners |= {name.rpartition(".")[0]: assigned[name] for name in stacks}

@@ -1,4 +1,4 @@
-"""A thin sub-class of transformers' Trainer: exact losses, rates by group, crash-safe checkpoints, routing in the log."""
+"""A thin sub-class of transformers' Trainer: exact losses, rates by group, crash-safe checkpoints, routing log."""
 
 import math
 import shutil
@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from moe_llava.model.balance import first_choices, stack_real_tokens
 from moe_llava.model.config import moe_layers
+from moe_llava.model.moe_llava import MoeLlavaForConditionalGeneration
 from moe_llava.train.health import RoutingHealth
 from moe_llava.train.stages import TrainingGroup
 
@@ -31,6 +32,7 @@ class MoeTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True
+    model: MoeLlavaForConditionalGeneration
 
     def __init__(self, *, groups: list[TrainingGroup], sampler: Sampler[int] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -42,7 +44,9 @@ class MoeTrainer(Trainer):
 
     def _start_interval(self) -> None:
         text_config = self.model.config.text_config
-        self._health = RoutingHealth(getattr(text_config, "num_experts_per_tok", 1)) if moe_layers(text_config) else None
+        self._health = (
+            RoutingHealth(getattr(text_config, "num_experts_per_tok", 1)) if moe_layers(text_config) else None
+        )
         self._language_loss = 0.0
         self._interval = (time.perf_counter(), 0, self.state.global_step)
 
@@ -108,6 +112,7 @@ class MoeTrainer(Trainer):
                 counts = self._reduced(first_choices(real))
             _, router_loss = self.model.router_losses(real, counts)
             loss = loss + router_loss
+            assert self._health is not None
             self._health.update(real)
         seconds, tokens, step = self._interval
         self._interval = (seconds, tokens + int(inputs["attention_mask"].sum()), step)
@@ -145,7 +150,7 @@ class MoeTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         """Write beside, then rename: a checkpoint folder is whole or absent."""
         name = f"checkpoint-{self.state.global_step}"
-        folder = Path(self.args.output_dir)
+        folder = Path(self.args.output_dir or "")
         self._writing = str(folder / ".writing")
         try:
             super()._save_checkpoint(model, trial)
@@ -166,7 +171,7 @@ class MoeTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """What trains is all that differs from the stage's starting point, which is on disk already."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.output_dir or "")
         folder.mkdir(parents=True, exist_ok=True)
         trained = {name: tensor.detach() for name, tensor in self.model.named_parameters() if tensor.requires_grad}
         save_file({name: tensor.contiguous() for name, tensor in trained.items()}, folder / TRAINED_TENSORS)
@@ -176,7 +181,7 @@ class MoeTrainer(Trainer):
         trained = {name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad}
         if saved.keys() != trained.keys():
             raise ValueError(
-                f"{resume_from_checkpoint} holds other parameters than this stage trains: the recipe has changed since. "
+                f"{resume_from_checkpoint} holds other parameters than this stage trains: the recipe has changed. "
                 "Restore it, or train into another output."
             )
         with torch.no_grad():

@@ -84,7 +84,7 @@ def build_demo(
     folder: Path,
     *,
     styles: Sequence[str] = DEFAULT_STYLES,
-    turns: int | None = None,
+    turns: int | None = 3,
     held_out_facts: bool = True,
     limit: int | None = None,
     seed: int = 0,
@@ -160,7 +160,9 @@ def _build(folder: Path, settings: _Settings, report: Progress) -> DemoSummary:
     for name, rows in records.items():
         write_records(folder / name, rows)
     names = len({concept.name for concept in concepts})
-    write_json(folder / "emoji" / "chance.json", {f"test_{name}": emoji.chance(rows, names) for name, rows in tests.items()})
+    write_json(
+        folder / "emoji" / "chance.json", {f"test_{name}": emoji.chance(rows, names) for name, rows in tests.items()}
+    )
     write_bytes(folder / "SOURCES.md", _SOURCES.encode())
     write_tower(folder / "tower")
     return DemoSummary(

@@ -9,8 +9,7 @@ from moe_llava.data.demo.concepts import Concept
 from moe_llava.data.demo.files import conversation
 from moe_llava.data.demo.words import be, kind_with_article, kinds_apart, with_article
 
-_TURNS = 4
-_CAPTION_REQUEST = "describe the image."
+_TURNS = 3
 
 
 def emoji_caption(concept: Concept) -> str:
@@ -41,49 +40,60 @@ def caption_records(
 def language_records(
     questions: Sequence[easy_vqa.Question], seen: Sequence[Concept], held_out: Sequence[Concept], seed: int
 ) -> list[dict]:
-    """Conversations without an image, which teach words, facts and the form of question and answer.
+    """Conversations without an image, in which a description stands where an image will: reading before seeing.
+
+    They teach the words, to repeat a description, to answer what it grants, and facts about kinds of things. A decoder
+    that can read "a blue rectangle" needs only a projector that makes an image read like it.
 
     Args:
         questions: easy-VQA's training questions.
-        seen: concepts to speak of as if their picture were shown, and to state facts about.
+        seen: concepts to describe and to state facts about.
         held_out: concepts to state facts about only; empty to keep them a secret.
         seed: of every choice.
     """
     rng = random.Random(f"language {seed}")
     conversations = [
-        *_guesses(questions, rng),
-        *([(_CAPTION_REQUEST, text)] for text in easy_vqa.captions(questions).values() if rng.random() < 0.1),
-        *([(_CAPTION_REQUEST, emoji_caption(concept))] for concept in seen),
-        *_unseen_pictures(seen, rng),
+        *_readings_of_shapes(questions, rng),
+        *(reading for concept in seen for reading in _readings_of_concept(concept, seen, rng)),
         *_facts([*seen, *held_out], rng),
     ]
     rng.shuffle(conversations)
     return [conversation(f"language/{number}", turns) for number, turns in enumerate(conversations)]
 
 
-def _guesses(questions: Sequence[easy_vqa.Question], rng: random.Random) -> list[list[emoji.Turn]]:
-    """easy-VQA's questions with answers drawn from those the same question has: all that can be known blindly.
+def _read(description: str, turns: list[emoji.Turn]) -> list[emoji.Turn]:
+    """The description in front of the first question, as an image would be."""
+    (question, answer), *others = turns
+    return [(f"{description}\n{question}".rstrip(), answer), *others]
 
-    Each answer is drawn by itself, so that no turn can be read off an earlier one.
-    """
-    answers: dict[str, list[str]] = defaultdict(list)
+
+def _readings_of_shapes(questions: Sequence[easy_vqa.Question], rng: random.Random) -> list[list[emoji.Turn]]:
+    """easy-VQA's training questions about the captions of their images; a tenth of the captions is repeated."""
+    captions = easy_vqa.captions(questions)
+    of_image: dict[int, list[emoji.Turn]] = defaultdict(list)
     for question in questions:
-        answers[question.text].append(question.answer)
-    asked = [question.text for question in questions]
-    rng.shuffle(asked)
-    asked = asked[: len(asked) // 3]
-    turns = [(text, rng.choice(answers[text])) for text in asked]
-    return [turns[start : start + _TURNS] for start in range(0, len(turns), _TURNS)]
+        of_image[question.image].append((question.text, question.answer))
+    readings = []
+    for image, caption in captions.items():
+        if caption.endswith("shape") or len(caption.split()) < 3:
+            continue  # a colour or a shape alone does not answer everything
+        turns = rng.sample(of_image[image], min(2 * _TURNS, len(of_image[image])))
+        readings += [_read(caption, turns[start : start + _TURNS]) for start in range(0, len(turns), _TURNS)]
+        if rng.random() < 0.1:
+            readings.append(_read(caption, [("", caption)]))
+    return readings
 
 
-def _unseen_pictures(concepts: Sequence[Concept], rng: random.Random) -> list[list[emoji.Turn]]:
-    """Name and kind agree with each other; whether "is this ...?" is right, nobody can know."""
-    conversations = []
-    for concept in concepts:
-        both = [emoji.name_turn(concept, rng), emoji.kind_turn(concept, rng)]
-        rng.shuffle(both)
-        conversations += [both, [emoji.yes_no_turn(concept, rng.random() < 0.5, rng)]]
-    return conversations
+def _readings_of_concept(
+    concept: Concept, concepts: Sequence[Concept], rng: random.Random
+) -> list[list[emoji.Turn]]:
+    """Repeat a caption, name it and its kind, say yes to its name and no to another."""
+    caption = emoji_caption(concept)
+    other = rng.choice([one for one in concepts if one.name != concept.name])
+    both = [emoji.name_turn(concept, rng), emoji.kind_turn(concept, rng)]
+    rng.shuffle(both)
+    yes, no = emoji.yes_no_turn(concept, True, rng), emoji.yes_no_turn(other, False, rng)
+    return [_read(caption, turns) for turns in ([("", caption)], both, [yes], [no])]
 
 
 def _facts(concepts: Sequence[Concept], rng: random.Random) -> list[list[emoji.Turn]]:
