@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from moe_llava.checkpoint.folder import load_model
 from moe_llava.generate.engine import Decoding, Engine, ImageSource, Request, place_images
 
 Images = ImageSource | Sequence[ImageSource] | None
@@ -24,9 +23,7 @@ def load(
     Raises:
         ValueError: the path holds no checkpoint of this library.
     """
-    network, processor = load_model(model, dtype=dtype)
-    network.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
-    return Assistant(Engine(network.eval(), processor))
+    return Assistant(Engine.load(model, device=device, dtype=dtype))
 
 
 @dataclass

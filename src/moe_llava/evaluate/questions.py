@@ -10,7 +10,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from moe_llava.checkpoint.folder import load_model
 from moe_llava.generate.engine import Decoding, Engine, Request, place_images
 
 
@@ -113,7 +112,7 @@ def evaluate(
         raise ValueError(f"{predictions} exists: choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    answers = ask(Engine(*load_model(model)), items, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    answers = ask(Engine.load(model), items, max_new_tokens=max_new_tokens, batch_size=batch_size)
     scores = accuracy(items, answers) | {
         "model": str(model),
         "questions": str(questions),

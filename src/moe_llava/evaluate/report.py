@@ -7,7 +7,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from moe_llava.checkpoint.folder import load_model
 from moe_llava.evaluate.questions import Question, accuracy, ask, read_questions
 from moe_llava.generate.engine import Engine
 from moe_llava.recipe import Recipe
@@ -46,9 +45,12 @@ def _answers(recipe: Recipe, label: str, name: str, questions: list[Question]) -
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         if [row["id"] for row in rows] == [question.id for question in questions]:
             return [row["text"] for row in rows]
-    engine = Engine(*load_model(stage))
-    engine.model.eval()
-    texts = ask(engine, questions, max_new_tokens=recipe.report.max_new_tokens, title=f"{recipe.name} {label} {name}")
+    texts = ask(
+        Engine.load(stage),
+        questions,
+        max_new_tokens=recipe.report.max_new_tokens,
+        title=f"{recipe.name} {label} {name}",
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".writing")
     lines = [json.dumps({"id": question.id, "text": text}) for question, text in zip(questions, texts, strict=True)]

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import TextIteratorStreamer
 
+from moe_llava.checkpoint.folder import load_model
 from moe_llava.data.images import load_image
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.model import MoeLlavaForConditionalGeneration
@@ -62,6 +63,19 @@ class Engine:
     processor: MoeLlavaProcessor
     cache_bytes: int = 2**30
     _features: OrderedDict[str, Tensor] = field(default_factory=OrderedDict, repr=False)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto"
+    ) -> "Engine":
+        """Open a checkpoint, on a GPU if there is one and no device is named.
+
+        Raises:
+            ValueError: the folder holds no checkpoint of this library.
+        """
+        model, processor = load_model(folder, dtype=dtype)
+        model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
+        return cls(model.eval(), processor)
 
     @torch.inference_mode()
     def answer(

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from rich.console import Console
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -22,7 +23,7 @@ from moe_llava.data.processor import MoeLlavaProcessor, prepare_tokenizer, train
 from moe_llava.data.template import resolve_template
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.model.compose import compose
-from moe_llava.model.upcycle import upcycle
+from moe_llava.model.upcycle import noise_jump, upcycle
 from moe_llava.recipe import AspectRatio, Model, Recipe
 
 
@@ -60,14 +61,19 @@ def build_model(recipe: Recipe) -> tuple[MoeLlavaForConditionalGeneration, MoeLl
     return model, processor
 
 
-def build_stage(recipe: Recipe, name: str) -> tuple[MoeLlavaForConditionalGeneration, MoeLlavaProcessor]:
-    """The model and processor that a stage begins with, made sparse if the stage says so."""
+def build_stage(
+    recipe: Recipe, name: str, console: Console | None = None
+) -> tuple[MoeLlavaForConditionalGeneration, MoeLlavaProcessor]:
+    """The model and processor that a stage begins with, in fp32, made sparse if the stage says so.
+
+    Noise on the experts breaks the equality with the dense model: the measured jump is printed.
+    """
     start = recipe.starting_point(name)
     torch.manual_seed(recipe.seed)
     if start is None:
         model, processor = build_model(recipe)
     else:
-        model, processor = load_model(recipe.folder(start) if start in recipe.stages else start)
+        model, processor = load_model(recipe.folder(start) if start in recipe.stages else start, dtype=torch.float32)
     stage = recipe.stages[name]
     template = stage.template or recipe.model.template
     processor.chat_template = resolve_template(template, processor.tokenizer)
@@ -75,8 +81,10 @@ def build_stage(recipe: Recipe, name: str) -> tuple[MoeLlavaForConditionalGenera
     if ratio and processor.image_processor is not None:
         processor.image_processor = with_aspect_ratio(processor.image_processor, ratio)
     if stage.sparsify:
-        table = stage.sparsify.model_dump()
-        model = upcycle(model, seed=recipe.seed, **table)
+        dense, model = model, upcycle(model, seed=recipe.seed, **stage.sparsify.model_dump())
+        if stage.sparsify.noise and console:
+            jump = noise_jump(dense, model)
+            console.print(f"{name}: noise of {stage.sparsify.noise:g} moves logits by up to {jump:.3g} at step 0")
     model.generation_config.eos_token_id = processor.stop_token_ids
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     return model, processor
@@ -126,7 +134,7 @@ def _language_model(parts: Model, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         vocabulary = -(-len(tokenizer) // 8) * 8
         config = AutoConfig.for_model(**{"vocab_size": vocabulary, **ids, **parts.language.config})
         return AutoModelForCausalLM.from_config(config)
-    model = _found(AutoModelForCausalLM, parts.language.path, dtype="auto")
+    model = _found(AutoModelForCausalLM, parts.language.path, dtype=torch.float32)
     for key, stated in parts.language.config.items():
         if (actual := getattr(model.config, key, None)) != stated:
             raise ValueError(f"model.language.config.{key} = {stated!r}, but {parts.language.path} has {actual!r}.")

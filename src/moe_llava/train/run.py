@@ -1,5 +1,6 @@
 """A recipe, run: stage after stage, each ending in a complete checkpoint."""
 
+import os
 import resource
 import time
 from collections.abc import Iterable
@@ -36,8 +37,11 @@ def train(recipe: Recipe, stages: Iterable[str] | None = None, *, resume: bool =
     names = list(stages) if stages is not None else list(recipe.stages)
     if unknown := [name for name in names if name not in recipe.stages]:
         raise ValueError(f"Unknown stages {unknown}: {recipe.name} has {', '.join(recipe.stages)}.")
-    for name in names:
-        stage_folder.check_writable(recipe.folder(name), resume)
+    if _is_first_process():
+        for name in names:
+            stage_folder.check_writable(recipe.folder(name), resume)
+    else:
+        console.quiet = True
     for name in names:
         if stage_folder.is_complete(recipe.folder(name)):
             console.print(f"{name}: finished before, in {recipe.folder(name)}")
@@ -49,7 +53,7 @@ def run_stage(recipe: Recipe, name: str, console: Console) -> None:
     """Train one stage to its end, from its last checkpoint if there is one."""
     started = time.perf_counter()
     stage, folder = recipe.stages[name], recipe.folder(name)
-    model, processor = build_stage(recipe, name)
+    model, processor = build_stage(recipe, name, console)
     groups, adapters = prepare(model, stage.train)
     dataset, skipped = build_dataset(recipe, stage, model, processor, console)
     _describe(recipe, name, groups, model, console)
@@ -70,7 +74,9 @@ def run_stage(recipe: Recipe, name: str, console: Console) -> None:
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "skipped_samples": [str(problem) for problem in skipped],
         }
-        stage_folder.complete(folder, model.eval(), processor, summary)
+        # Weights train in fp32 under autocast; their last bits are not worth twice the disk.
+        dtype = torch.bfloat16 if stage.precision == "bf16" else torch.float32
+        stage_folder.complete(folder, model.eval().to(dtype), processor, summary)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -201,6 +207,8 @@ def _describe(
 ) -> None:
     """Print what trains and save it, with the recipe and the environment, before the first step."""
     folder = recipe.folder(name)
+    if not _is_first_process():
+        return
     total = sum(parameter.numel() for parameter in model.parameters())
     console.print(trainable_table(name, groups, total))
     rows: list[dict[str, Any]] = [
@@ -210,6 +218,11 @@ def _describe(
     stage_folder.write_json(folder / "trainables.json", {"total_parameters": total, "groups": rows})
     stage_folder.write_json(folder / "environment.json", stage_folder.environment())
     (folder / "recipe.toml").write_text(recipe.to_toml())
+
+
+def _is_first_process() -> bool:
+    """Whether this is the process that writes: the first that torchrun or accelerate started, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def trainable_table(name: str, groups: list[TrainingGroup], total: int) -> Table:

@@ -151,6 +151,7 @@ def _build(folder: Path, settings: _Settings, report: Progress) -> DemoSummary:
     facts_about = held_out if settings.held_out_facts else []
     records = {
         "easy_vqa/train.json": easy_vqa.train_records(train, settings.turns, settings.seed),
+        "easy_vqa/balanced.json": easy_vqa.balanced_records(train, settings.turns, settings.seed),
         "easy_vqa/test.jsonl": easy_vqa.test_rows(test),
         "emoji/train.json": emoji.train_records(seen_styles, seen, settings.seed),
         **{f"emoji/test_{name}.jsonl": rows for name, rows in tests.items()},

@@ -82,6 +82,32 @@ def train_records(questions: Sequence[Question], turns: int | None, seed: int) -
     return records
 
 
+def balanced_records(questions: Sequence[Question], turns: int | None, seed: int) -> list[dict]:
+    """Conversations as in `train_records`, on a part of the questions in which answering blindly does not pay.
+
+    Nine in ten yes/no questions about a colour ask for one that is not there, and a small model long says no to all.
+    """
+    rng = random.Random(f"easy-vqa balanced {seed}")
+    of_image: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for question in questions:
+        of_image[question.image].append((question.text, question.answer))
+    kept = []
+    for image, caption in captions(questions).items():
+        kept += [Question(image, *pair) for pair in balanced(of_image[image], caption, rng)]
+    return train_records(kept, turns, seed)
+
+
+def balanced(pairs: Sequence[tuple[str, str]], caption: str, rng: random.Random) -> list[tuple[str, str]]:
+    """All of an image's questions that are open or name a word of its caption, and as many other yes/no questions."""
+    words = set(caption.split()[1:])
+    closed = [pair for pair in pairs if pair[1] in ("yes", "no")]
+    named = [pair for pair in closed if words.intersection(pair[0].rstrip("?").split())]
+    others = [pair for pair in closed if pair not in named]
+    chosen = [pair for pair in pairs if pair not in closed] + named + rng.sample(others, min(len(named), len(others)))
+    rng.shuffle(chosen)
+    return chosen
+
+
 def test_rows(questions: Sequence[Question]) -> list[dict]:
     """One question a row: `id`, `image`, `question`, `answer`."""
     return [

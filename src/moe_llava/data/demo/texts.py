@@ -68,7 +68,7 @@ def _read(description: str, turns: list[emoji.Turn]) -> list[emoji.Turn]:
 
 
 def _readings_of_shapes(questions: Sequence[easy_vqa.Question], rng: random.Random) -> list[list[emoji.Turn]]:
-    """easy-VQA's training questions about the captions of their images; a tenth of the captions is repeated."""
+    """easy-VQA's training questions, balanced, about the captions of their images; a tenth of these is repeated."""
     captions = easy_vqa.captions(questions)
     of_image: dict[int, list[emoji.Turn]] = defaultdict(list)
     for question in questions:
@@ -77,16 +77,14 @@ def _readings_of_shapes(questions: Sequence[easy_vqa.Question], rng: random.Rand
     for image, caption in captions.items():
         if caption.endswith("shape") or len(caption.split()) < 3:
             continue  # a colour or a shape alone does not answer everything
-        turns = rng.sample(of_image[image], min(2 * _TURNS, len(of_image[image])))
+        turns = easy_vqa.balanced(of_image[image], caption, rng)
         readings += [_read(caption, turns[start : start + _TURNS]) for start in range(0, len(turns), _TURNS)]
         if rng.random() < 0.1:
             readings.append(_read(caption, [("", caption)]))
     return readings
 
 
-def _readings_of_concept(
-    concept: Concept, concepts: Sequence[Concept], rng: random.Random
-) -> list[list[emoji.Turn]]:
+def _readings_of_concept(concept: Concept, concepts: Sequence[Concept], rng: random.Random) -> list[list[emoji.Turn]]:
     """Repeat a caption, name it and its kind, say yes to its name and no to another."""
     caption = emoji_caption(concept)
     other = rng.choice([one for one in concepts if one.name != concept.name])
