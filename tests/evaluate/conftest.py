@@ -38,7 +38,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, write: Callable[..., Path]) -> Tiny:
+def stand_in(tmp_path: Path, write: Callable[..., Path]) -> Tiny:
     """Write a benchmark's files with a few invented questions; return their folder and flawless prediction rows."""
 
     def build(name: str) -> tuple[Path, Rows]:

@@ -19,50 +19,50 @@ def id_of(row: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("name", BY_LINE)
-def test_missing_ids_are_named(tiny: Tiny, write: Write, name: str) -> None:
-    data, rows = tiny(name)
+def test_missing_ids_are_named(stand_in: Tiny, write: Write, name: str) -> None:
+    data, rows = stand_in(name)
     with pytest.raises(ValueError, match=rf"answers\.jsonl.* 1 without a prediction \({id_of(rows[0])}"):
         score(name, write("answers.jsonl", rows[1:]), data)
 
 
 @pytest.mark.parametrize("name", BY_LINE)
-def test_doubled_ids_are_named(tiny: Tiny, write: Write, name: str) -> None:
-    data, rows = tiny(name)
+def test_doubled_ids_are_named(stand_in: Tiny, write: Write, name: str) -> None:
+    data, rows = stand_in(name)
     with pytest.raises(ValueError, match=rf"1 .*more than once \({id_of(rows[-1])}"):
         score(name, write("answers.jsonl", [*rows, rows[-1]]), data)
 
 
 @pytest.mark.parametrize("name", BY_LINE)
-def test_unknown_ids_are_named(tiny: Tiny, write: Write, name: str) -> None:
-    data, rows = tiny(name)
+def test_unknown_ids_are_named(stand_in: Tiny, write: Write, name: str) -> None:
+    data, rows = stand_in(name)
     stray = rows[0] | {"id" if name == "easy_vqa" else "question_id": 987}
     with pytest.raises(ValueError, match=r"1 not in .* \(987"):
         score(name, write("answers.jsonl", [*rows, stray]), data)
 
 
-def test_the_first_few_ids_are_named_and_all_are_counted(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("mme")
+def test_the_first_few_ids_are_named_and_all_are_counted(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("mme")
     with pytest.raises(ValueError, match=r"27 without a prediction \((existence|count) / 1 / .*, \.\.\.\)"):
         score("mme", write("answers.jsonl", rows[:1]), data)
 
 
-def test_mmvet_names_ungraded_questions(tiny: Tiny, write: Write) -> None:
-    data, _ = tiny("mmvet")
+def test_mmvet_names_ungraded_questions(stand_in: Tiny, write: Write) -> None:
+    data, _ = stand_in("mmvet")
     with pytest.raises(ValueError, match=r"1 without a prediction \(v1_1\)"):
         score("mmvet", write("grades.json", {"v1_0": {"score": [0.5]}}), data)
     with pytest.raises(ValueError, match=r"\[1, 2\] grades; let the judge finish"):
         score("mmvet", write("grades.json", {"v1_0": {"score": [0.5]}, "v1_1": {"score": [0.5, 0.5]}}), data)
 
 
-def test_mmvet_refuses_answers_without_grades(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("mmvet")
+def test_mmvet_refuses_answers_without_grades(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("mmvet")
     for file in (write("answers.jsonl", rows), write("answers.json", rows)):
         with pytest.raises(ValueError, match="let the judge grade the answers first"):
             score("mmvet", file, data)
 
 
-def test_pope_refuses_labels_of_other_questions(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("pope")
+def test_pope_refuses_labels_of_other_questions(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("pope")
     answers = write("answers.jsonl", rows)
     labels = data / "coco/coco_pope_random.json"
     first, second = labels.read_text(encoding="utf-8").splitlines()
@@ -74,23 +74,23 @@ def test_pope_refuses_labels_of_other_questions(tiny: Tiny, write: Write) -> Non
         score("pope", answers, data)
 
 
-def test_llava_bench_refuses_failed_reviews(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("llava_bench")
+def test_llava_bench_refuses_failed_reviews(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("llava_bench")
     rows[1]["tuple"] = [-1, -1]
     with pytest.raises(ValueError, match=r"judge failed on 1 questions \(first \[1\]\)"):
         score("llava_bench", write("answers.jsonl", rows), data)
 
 
-def test_mmbench_without_answers_points_to_the_upload(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("mmbench")
+def test_mmbench_without_answers_points_to_the_upload(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("mmbench")
     table = data / "mmbench_dev_20230712.tsv"
     table.write_text(table.read_text(encoding="utf-8").replace("answer", "unknown"), encoding="utf-8")
     with pytest.raises(ValueError, match="has no answers; write the upload instead"):
         score("mmbench", write("answers.jsonl", rows), data)
 
 
-def test_mme_refuses_broken_answer_lines(tiny: Tiny, tmp_path: Path) -> None:
-    data, _ = tiny("mme")
+def test_mme_refuses_broken_answer_lines(stand_in: Tiny, tmp_path: Path) -> None:
+    data, _ = stand_in("mme")
     (tmp_path / "tool").mkdir()
     (tmp_path / "tool/OCR.txt").write_text("1.jpg\tIs it yes?\tYes\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"OCR\.txt: 3 tab-separated columns where 4 are due"):
@@ -107,15 +107,15 @@ def test_mme_refuses_broken_answer_lines(tiny: Tiny, tmp_path: Path) -> None:
         ('{"question_id": 1, "text": null}\n', "`text` of question 1 is not a string"),
     ],
 )
-def test_malformed_predictions_name_file_and_line(tiny: Tiny, tmp_path: Path, content: str, message: str) -> None:
-    data, _ = tiny("seed")
+def test_malformed_predictions_name_file_and_line(stand_in: Tiny, tmp_path: Path, content: str, message: str) -> None:
+    data, _ = stand_in("seed")
     (tmp_path / "answers.jsonl").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         score("seed", tmp_path / "answers.jsonl", data)
 
 
-def test_absent_files_are_named(tiny: Tiny, write: Write, tmp_path: Path) -> None:
-    data, rows = tiny("seed")
+def test_absent_files_are_named(stand_in: Tiny, write: Write, tmp_path: Path) -> None:
+    data, rows = stand_in("seed")
     with pytest.raises(ValueError, match=r"nowhere\.jsonl is not a file"):
         score("seed", tmp_path / "nowhere.jsonl", data)
     with pytest.raises(ValueError, match=r"holds none of SEED-Bench\.json"):

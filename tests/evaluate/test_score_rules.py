@@ -35,16 +35,16 @@ FLAWLESS = {
 
 
 @pytest.mark.parametrize("name", FLAWLESS)
-def test_flawless_answers_score_full_marks_in_any_order(tiny: Tiny, write: Write, name: str) -> None:
-    data, rows = tiny(name)
+def test_flawless_answers_score_full_marks_in_any_order(stand_in: Tiny, write: Write, name: str) -> None:
+    data, rows = stand_in(name)
     report = score(name, write("answers.jsonl", rows[::-1]), data)
     assert FLAWLESS[name].items() <= report.figures.items()
     assert report.n == len(rows)
     assert all(len(row) == len(report.table[0]) and all(isinstance(cell, str) for cell in row) for row in report.table)
 
 
-def test_a_report_prints_as_aligned_columns(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("scienceqa")
+def test_a_report_prints_as_aligned_columns(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("scienceqa")
     assert score("scienceqa", write("answers.jsonl", rows), data).text() == (
         "questions   n  correct  accuracy\nall         3        3    100.00\nwith image  2        2    100.00"
     )
@@ -54,8 +54,8 @@ def test_every_benchmark_has_a_scorer() -> None:
     assert set(SCORERS) == {*FLAWLESS, "mmvet"}
 
 
-def test_mmvet_grades(tiny: Tiny, write: Write) -> None:
-    data, _ = tiny("mmvet")
+def test_mmvet_grades(stand_in: Tiny, write: Write) -> None:
+    data, _ = stand_in("mmvet")
     grades = write("grades.json", {"v1_0": {"score": [0.5, 1.0]}, "v1_1": {"score": [0.0, 0.5]}})
     assert score("mmvet", grades, data).figures == {
         "total": 50.0,
@@ -120,14 +120,14 @@ def test_mme_reading(text: str, read: str) -> None:
     assert read_yes_no(text) == read
 
 
-def test_mme_second_question_of_an_image_counts_twice(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("mme")
+def test_mme_second_question_of_an_image_counts_twice(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("mme")
     rows[0]["text"] = "maybe"
     assert score("mme", write("answers.jsonl", rows), data).figures["sub"]["existence"] == 50.0
 
 
-def test_mme_reads_the_image_folders_where_the_tool_is_absent(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("mme")
+def test_mme_reads_the_image_folders_where_the_tool_is_absent(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("mme")
     for template in (data / "eval_tool/Your_Results").iterdir():
         columns = [line.split("\t") for line in template.read_text(encoding="utf-8").splitlines()]
         questions = data / "MME_Benchmark_release_version" / template.stem / "questions_answers_YN"
@@ -182,15 +182,15 @@ def test_mmbench_option_of_an_answer(answer: str, letter: str | None) -> None:
     )
 
 
-def test_mmbench_one_wrong_rotation_spoils_the_question(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("mmbench")
+def test_mmbench_one_wrong_rotation_spoils_the_question(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("mmbench")
     rows[1]["text"] = "A"
     figures = score("mmbench", write("answers.jsonl", rows), data).figures
     assert figures == {"circular": 50.0, "vanilla": 100.0, "all_rotations": 75.0}
 
 
-def test_gqa_splits(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("gqa")
+def test_gqa_splits(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("gqa")
     rows[1]["text"] = "no"
     assert score("gqa", write("answers.jsonl", rows), data).figures == {
         "accuracy": 50.0,
@@ -204,14 +204,14 @@ def test_gqa_splits(tiny: Tiny, write: Write) -> None:
     }
 
 
-def test_gqa_scores_a_converted_file_as_it_stands(tiny: Tiny, write: Write) -> None:
-    data, _ = tiny("gqa")
+def test_gqa_scores_a_converted_file_as_it_stands(stand_in: Tiny, write: Write) -> None:
+    data, _ = stand_in("gqa")
     rows = [{"questionId": "q0", "prediction": "Red"}, {"questionId": "q1", "prediction": "yes"}]
     assert score("gqa", write("converted.json", rows), data).figures["accuracy"] == 50.0
 
 
-def test_vizwiz_takes_what_people_said_as_it_stands(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("vizwiz")
+def test_vizwiz_takes_what_people_said_as_it_stands(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("vizwiz")
     results = [{"image": row["question_id"], "answer": f"the {row['text']}"} for row in rows]
     assert score("vizwiz", write("results.json", results), data).figures["accuracy"] == 100.0
     people = [{"image": row["question_id"], "answers": [{"answer": "Red"}] * 10, "answer_type": "x"} for row in rows]
@@ -219,23 +219,23 @@ def test_vizwiz_takes_what_people_said_as_it_stands(tiny: Tiny, write: Write) ->
     assert score("vizwiz", write("results.json", results), data).figures["accuracy"] == 0.0
 
 
-def test_vizwiz_ids_of_the_question_file(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("vizwiz")
+def test_vizwiz_ids_of_the_question_file(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("vizwiz")
     write("vizwiz/llava_val.jsonl", [{"question_id": n, "image": row["question_id"]} for n, row in enumerate(rows)])
     answers = [{"question_id": n, "text": row["text"]} for n, row in enumerate(rows)]
     assert score("vizwiz", write("answers.jsonl", answers), data).figures["accuracy"] == 100.0
 
 
-def test_seed_per_type(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("seed")
+def test_seed_per_type(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("seed")
     rows[1]["text"] = "A."
     figures = score("seed", write("answers.jsonl", rows), data).figures
     assert figures["types"] == {"Scene Understanding": 100.0, "Action Recognition": 50.0}
     assert (figures["image"], figures["video"]) == (50.0, 100.0)
 
 
-def test_easy_vqa_takes_either_id(tiny: Tiny, write: Write) -> None:
-    data, rows = tiny("easy_vqa")
+def test_easy_vqa_takes_either_id(stand_in: Tiny, write: Write) -> None:
+    data, rows = stand_in("easy_vqa")
     answers = [{"question_id": row["id"], "text": row["text"]} for row in rows]
     answers[0]["text"] = "reddish"
     report = score("easy_vqa", write("answers.jsonl", answers), data)

@@ -47,15 +47,15 @@ def test_vqav2(vectors: Path, tmp_path: Path, write: Write) -> None:
     assert (tmp_path / "upload.json").read_text(encoding="utf-8") == expected.read_text(encoding="utf-8").strip()
 
 
-def test_vqav2_fills_what_test_dev_does_not_ask(tiny: Tiny, write: Write, tmp_path: Path) -> None:
-    data, rows = tiny("vqav2")
+def test_vqav2_fills_what_test_dev_does_not_ask(stand_in: Tiny, write: Write, tmp_path: Path) -> None:
+    data, rows = stand_in("vqav2")
     write_upload("vqav2", write("answers.jsonl", rows), data, tmp_path / "upload.json")
     upload = json.loads((tmp_path / "upload.json").read_text(encoding="utf-8"))
     assert [row["answer"] for row in upload] == ["red", "blue", "cat", "", ""]
 
 
-def test_seed_keeps_the_ids_of_the_question_file(tiny: Tiny, write: Write, tmp_path: Path) -> None:
-    data, rows = tiny("seed")
+def test_seed_keeps_the_ids_of_the_question_file(stand_in: Tiny, write: Write, tmp_path: Path) -> None:
+    data, rows = stand_in("seed")
     write_upload("seed", write("answers.jsonl", rows[::-1]), data, tmp_path / "upload.jsonl")
     assert (tmp_path / "upload.jsonl").read_bytes() == (
         b'{"question_id": "1", "prediction": "A"}\n'
@@ -64,14 +64,14 @@ def test_seed_keeps_the_ids_of_the_question_file(tiny: Tiny, write: Write, tmp_p
     )
 
 
-def test_mmvet(tiny: Tiny, write: Write, tmp_path: Path) -> None:
-    data, rows = tiny("mmvet")
+def test_mmvet(stand_in: Tiny, write: Write, tmp_path: Path) -> None:
+    data, rows = stand_in("mmvet")
     write_upload("mmvet", write("answers.jsonl", rows), data, tmp_path / "upload.json")
     assert (tmp_path / "upload.json").read_bytes() == b'{\n  "v1_0": "\\u00e90",\n  "v1_1": "\\u00e91"\n}'
 
 
-def test_mmbench_sheet(tiny: Tiny, write: Write, tmp_path: Path) -> None:
-    data, rows = tiny("mmbench")
+def test_mmbench_sheet(stand_in: Tiny, write: Write, tmp_path: Path) -> None:
+    data, rows = stand_in("mmbench")
     rows[2]["text"] = 'A < "B" &\nC'
     out = tmp_path / "upload.xlsx"
     write_upload("mmbench", write("answers.jsonl", rows), data, out)
@@ -87,16 +87,16 @@ def test_mmbench_sheet(tiny: Tiny, write: Write, tmp_path: Path) -> None:
     assert again.read_bytes() == out.read_bytes()
 
 
-def test_mmbench_sheet_refuses_control_characters(tiny: Tiny, write: Write, tmp_path: Path) -> None:
-    data, rows = tiny("mmbench_cn")
+def test_mmbench_sheet_refuses_control_characters(stand_in: Tiny, write: Write, tmp_path: Path) -> None:
+    data, rows = stand_in("mmbench_cn")
     rows[0]["text"] = "A\x0b"
     with pytest.raises(ValueError, match=r"G2.*control character"):
         write_upload("mmbench_cn", write("answers.jsonl", rows), data, tmp_path / "upload.xlsx")
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_missing_and_doubled_answers_are_not_uploaded(tiny: Tiny, write: Write, tmp_path: Path, name: str) -> None:
-    data, rows = tiny(name)
+def test_missing_and_doubled_answers_are_not_uploaded(stand_in: Tiny, write: Write, tmp_path: Path, name: str) -> None:
+    data, rows = stand_in(name)
     out = tmp_path / "upload"
     with pytest.raises(ValueError, match="1 without a prediction"):
         write_upload(name, write("missing.jsonl", rows[1:]), data, out)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers.models.opt import OPTConfig, OPTForCausalLM
 
+from moe_llava.model.config import choose_layers
 from moe_llava.model.upcycle import noise_jump, upcycle
 from tests.tiny import tiny_causal, tiny_dense, tiny_inputs
 
@@ -88,7 +89,7 @@ def test_impossible_requests_are_refused() -> None:
     with pytest.raises(ValueError, match="top_k = 5"):
         upcycle(dense, top_k=5)
     with pytest.raises(ValueError, match="layers = 'odd'"):
-        upcycle(dense, layers="odd")  # type: ignore[arg-type]
+        choose_layers("odd", 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="from 0 to 2"):
         upcycle(dense, layers=[3])
     with pytest.raises(ValueError, match="sparse already"):

@@ -101,7 +101,7 @@ class Engine:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             inputs = self._inputs([prompts[index] for index in batch], [requests[index].images for index in batch])
-            output = self.model.generate(**inputs, **decoding.arguments())
+            output = self.model.generate(**inputs, **self._arguments(decoding))
             texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for index, text in zip(batch, texts, strict=True):
                 answers[index] = text.strip()
@@ -113,7 +113,7 @@ class Engine:
         """Pieces of one answer as they are decoded. Closing the iterator stops the model at its next token."""
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stop = _Stop()
-        arguments = (decoding or Decoding()).arguments()
+        arguments = self._arguments(decoding or Decoding())
         with torch.inference_mode():
             inputs = self._inputs([self._prompt(request)], [request.images])
         errors: list[BaseException] = []
@@ -135,6 +135,10 @@ class Engine:
             worker.join()
         if errors:
             raise errors[0]
+
+    def _arguments(self, decoding: Decoding) -> dict[str, Any]:
+        """Keyword arguments of `generate`; a model cannot utter an image."""
+        return decoding.arguments() | {"suppress_tokens": [self.model.config.image_token_id]}
 
     def _prompt(self, request: Request) -> list[int]:
         return self.processor.encode(list(request.messages), len(request.images), add_generation_prompt=True)[

@@ -89,7 +89,7 @@ def sparse_decoder_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 def _grouped_kernel_fits(config: PreTrainedConfig) -> bool:
     """Grouped matrix products take no fp64, and rows of a multiple of 16 bytes: widths that divide by 8 in bf16."""
-    aligned = config.hidden_size % 8 == 0 and config.intermediate_size % 8 == 0
+    aligned = config.hidden_size % 8 == 0 and getattr(config, "intermediate_size", 8) % 8 == 0
     return aligned and torch.get_default_dtype() != torch.float64
 
 

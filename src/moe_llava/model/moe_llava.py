@@ -1,6 +1,5 @@
 """Image and text in, logits and router logits out: the composition and its loss."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MultimodalMoeBaseModelOutputWithPast,
-    MultimodalMoeCausalLMOutputWithPast,
 )
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
@@ -22,15 +20,9 @@ from moe_llava.model.balance import load_balancing_loss, router_z_loss, stack_re
 from moe_llava.model.config import MoeLlavaConfig
 from moe_llava.model.decoder import build_decoder
 from moe_llava.model.head import LogitRule
+from moe_llava.model.output import MoeLlavaOutput
 from moe_llava.model.projector import Projector
 from moe_llava.model.vision import patch_features
-
-
-@dataclass
-class MoeLlavaOutput(MultimodalMoeCausalLMOutputWithPast):
-    """`loss = language_loss + router_aux_loss_coef * aux_loss (+ z-loss)`; `aux_loss` is summed over sparse layers."""
-
-    language_loss: Tensor | None = None
 
 
 class MoeLlavaPreTrainedModel(PreTrainedModel):
@@ -124,11 +116,11 @@ class MoeLlavaModel(MoeLlavaPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        image_features: torch.FloatTensor | None = None,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: Tensor | None = None,
         cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
@@ -181,14 +173,14 @@ class MoeLlavaForConditionalGeneration(MoeLlavaPreTrainedModel, GenerationMixin)
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        image_features: torch.FloatTensor | None = None,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: Tensor | None = None,
         cache: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         output_router_logits: bool | None = None,

@@ -200,13 +200,14 @@ def plan_table(plans: list[StagePlan]) -> list[RenderableType]:
     for column in ("stage", "trains", "parameters", "rate", "steps", "tokens", "memory"):
         table.add_column(column, justify="left" if column in ("stage", "trains") else "right", no_wrap=True)
     for one in plans:
-        steps, tokens = ("?" if number is None else f"{number:,}" for number in (one.steps, one.tokens))
+        steps = "?" if one.steps is None else f"{one.steps:,}"
+        tokens = "?" if one.tokens is None else _short(one.tokens)
         stage = (one.name, steps, tokens, f"{one.memory.total / 2**30:.1f} GiB")
         for number, group in enumerate(one.groups):
             name, *rest = stage if number == 0 else ("", "", "", "")
-            table.add_row(name, group.name, f"{group.count:,}", f"{group.lr:g}", *rest)
-        sizes = f"of {_short(one.accounting.total)}, {_short(one.accounting.activated)} activated"
-        table.add_row("", sizes, "", "", "", "", "", style="dim", end_section=True)
+            table.add_row(name, group.name, _short(group.count), f"{group.lr:g}", *rest)
+        table.add_row("", "of all", _short(one.accounting.total), "", "", "", "", style="dim")
+        table.add_row("", "activated", _short(one.accounting.activated), "", "", "", "", style="dim", end_section=True)
     sparse = [one for one in plans if one.accounting.moe_layers]
     return [table, accounting_table((sparse or plans)[-1].accounting)]
 
