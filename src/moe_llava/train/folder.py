@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from moe_llava.checkpoint.folder import save_model
 from moe_llava.data.processor import MoeLlavaProcessor
@@ -68,7 +69,7 @@ def complete(
     try:
         save_model(folder, model, processor)
         write_json(folder / DONE, summary)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(
             f"Could not write the model to {folder}: {error}. The last training checkpoint is untouched: "
             "make room, then run the same command with --resume."

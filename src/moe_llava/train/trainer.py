@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
@@ -160,7 +161,7 @@ class MoeTrainer(Trainer):
                 (folder / ".writing" / name).rename(folder / name)
                 for older in checkpoints(folder)[:-1]:
                     shutil.rmtree(older)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise OSError(
                 f"Could not write {folder / name}: {error}. The last good checkpoint is untouched: "
                 "make room, then run the same command with --resume."

@@ -149,11 +149,13 @@ def _build(folder: Path, settings: _Settings, report: Progress) -> DemoSummary:
         "unseen_both": emoji.test_rows([unseen_style], held_out, settings.seed),
     }
     facts_about = held_out if settings.held_out_facts else []
+    drawings = emoji.train_records(seen_styles, seen, settings.seed)
     records = {
         "easy_vqa/train.json": easy_vqa.train_records(train, settings.turns, settings.seed),
         "easy_vqa/balanced.json": easy_vqa.balanced_records(train, settings.turns, settings.seed),
         "easy_vqa/test.jsonl": easy_vqa.test_rows(test),
-        "emoji/train.json": emoji.train_records(seen_styles, seen, settings.seed),
+        "emoji/train.json": drawings,
+        "emoji/naming.json": [record for record in drawings if record["id"].endswith("/0")],
         **{f"emoji/test_{name}.jsonl": rows for name, rows in tests.items()},
         "language.json": texts.language_records(train, seen, facts_about, settings.seed),
         "captions.json": texts.caption_records(train, seen_styles, seen),
