@@ -75,4 +75,4 @@ def test_gradients_equal_one_pass(
 def test_the_balance_loss_has_a_gradient(dense: Tiny, whole: dict[str, torch.Tensor], tmp_path: Path) -> None:
     without = gradients(dense, tmp_path / "g.safetensors", **{**FELT, "sparsify.balance_coefficient": "0.0"})
     routers = [name for name in whole if "mlp.gate" in name]
-    assert all((whole[name] - without[name]).abs().max() > 1e-4 for name in routers)
+    assert all((whole[name] - without[name]).abs().max() > 1e-6 for name in routers)
