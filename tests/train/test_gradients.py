@@ -66,7 +66,7 @@ def test_gradients_equal_one_pass(
 ) -> None:
     cut = gradients(dense, tmp_path / "g.safetensors", processes, **FELT, **overrides)
     assert cut.keys() == whole.keys()
-    assert any("mlp.gate" in name for name in whole)
+    assert any(name.endswith("mlp.gate.weight") for name in whole)
     for name, gradient in whole.items():
         assert gradient.abs().max() > 0 or "projector" not in name
         assert torch.allclose(cut[name], gradient, atol=1e-5), name
@@ -74,5 +74,5 @@ def test_gradients_equal_one_pass(
 
 def test_the_balance_loss_has_a_gradient(dense: Tiny, whole: dict[str, torch.Tensor], tmp_path: Path) -> None:
     without = gradients(dense, tmp_path / "g.safetensors", **{**FELT, "sparsify.balance_coefficient": "0.0"})
-    routers = [name for name in whole if "mlp.gate" in name]
-    assert all((whole[name] - without[name]).abs().max() > 1e-6 for name in routers)
+    routers = [name for name in whole if name.endswith("mlp.gate.weight")]
+    assert all((whole[name] - without[name]).abs().max() > 1e-4 for name in routers)
