@@ -6,6 +6,7 @@ import io
 import json
 import random
 import tarfile
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -135,6 +136,25 @@ def test_captions_say_what_the_answers_give_away() -> None:
         ask(3, "does the image not contain a green shape?", "yes"),
     ]
     assert easy_vqa.captions(questions) == {0: "a blue rectangle", 1: "a teal shape", 2: "a circle"}
+
+
+def test_balanced_data_asks_four_times_for_the_colour_that_is_there() -> None:
+    questions = easy_vqa.read_questions("train", limit=40)
+    asked = Counter(
+        (record["image"], question.removeprefix("<image>\n"), answer)
+        for record in easy_vqa.balanced_records(questions, turns=6, seed=0)
+        for question, answer in turns_of(record)
+    )
+    once = Counter((easy_vqa.image_path("train", one.image), one.text, one.answer) for one in questions)
+    captions = easy_vqa.captions(questions)
+    repeated = set()
+    for key, times in asked.items():
+        image = int(Path(key[0]).stem)
+        color = set(key[1].rstrip("?").split()) & set(easy_vqa.COLORS)
+        rightly = key[2] in ("yes", "no") and bool(color) and color <= set(captions[image].split())
+        assert times == once[key] * (4 if rightly else 1), key
+        repeated.add(rightly)
+    assert asked.keys() == once.keys() and repeated == {True, False}
 
 
 def test_split_shares_no_name_and_takes_a_fifth_of_every_kind(concepts: list[Concept]) -> None:

@@ -13,7 +13,7 @@ from moe_llava.data.demo.files import Progress, reporting, write_bytes, write_js
 from moe_llava.data.demo.tower import write_tower
 
 DEFAULT_STYLES = ("twemoji", "openmoji", "fluent")
-_FORMAT = 1
+_FORMAT = 2
 _SMALLEST_LIMIT = 40
 _MARKER = "demo.json"
 _SOURCES = """\
@@ -84,7 +84,7 @@ def build_demo(
     folder: Path,
     *,
     styles: Sequence[str] = DEFAULT_STYLES,
-    turns: int | None = 3,
+    turns: int | None = 6,
     held_out_facts: bool = True,
     limit: int | None = None,
     seed: int = 0,
