@@ -1,25 +1,24 @@
-"""Requests in, answers out: batches by length, each image encoded once. Chat and evaluation run on it."""
+"""Requests in, answers out. Prompts about one image share its encoding and the cache of their common beginning.
 
-import hashlib
-from collections import OrderedDict
+Chat and evaluation run on it. `start` gives the running batch itself, for those who schedule steps on their own.
+"""
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import torch
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
-from transformers import TextIteratorStreamer
+from transformers import DynamicCache
 
 from moe_llava.checkpoint.folder import load_model
-from moe_llava.data.images import load_image
 from moe_llava.data.processor import MoeLlavaProcessor
+from moe_llava.generate.batch import Batch, Decoding, Row, Sequences
+from moe_llava.generate.image_tokens import ImageTokens
+from moe_llava.generate.plan import ImageSource, Prefix, Prompt, Wave, plan
 from moe_llava.model import MoeLlavaForConditionalGeneration
+from moe_llava.model.accounting import account_model
 
-ImageSource = str | Path | Image.Image
+__all__ = ["Decoding", "Engine", "ImageSource", "Request", "place_images"]
 
 
 @dataclass(frozen=True)
@@ -35,34 +34,25 @@ def place_images(prompt: str, count: int) -> str:
     return prompt if "<image>" in prompt else "<image>\n" * count + prompt
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are chosen: greedy at temperature 0."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `generate`."""
-        if self.temperature == 0:
-            return {"max_new_tokens": self.max_new_tokens, "do_sample": False}
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "do_sample": True,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-        }
-
-
 @dataclass
 class Engine:
-    """Answers requests with one model. `cache_bytes` bounds the patch features kept of images seen before."""
+    """Answers requests with one model.
+
+    Attributes:
+        cache_bytes: most bytes kept of images seen before.
+        batch_bytes: most bytes of keys and values in a batch; by default 2 GiB, on a GPU two fifths of what is free.
+        share_prefixes: whether prompts about one image go on from a common cache. Greedy answers do not depend on it.
+    """
 
     model: MoeLlavaForConditionalGeneration
     processor: MoeLlavaProcessor
     cache_bytes: int = 2**30
-    _features: OrderedDict[str, Tensor] = field(default_factory=OrderedDict, repr=False)
+    batch_bytes: int | None = None
+    share_prefixes: bool = True
+    _images: ImageTokens = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._images = ImageTokens(self.cache_bytes)
 
     @classmethod
     def load(
@@ -77,7 +67,6 @@ class Engine:
         model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
         return cls(model.eval(), processor)
 
-    @torch.inference_mode()
     def answer(
         self,
         requests: Sequence[Request],
@@ -86,115 +75,134 @@ class Engine:
         batch_size: int = 64,
         progress: Callable[[int], None] | None = None,
     ) -> list[str]:
-        """Answers in the order of the requests.
+        """Answers in the order of the requests; `progress` is told how many more are done. See `answers`."""
+        texts = [""] * len(requests)
+        for index, text in self.answers(requests, decoding, batch_size=batch_size):
+            texts[index] = text
+            if progress:
+                progress(1)
+        return texts
+
+    def answers(
+        self, requests: Sequence[Request], decoding: Decoding | None = None, *, batch_size: int = 64
+    ) -> Iterator[tuple[int, str]]:
+        """Position of a request and its answer, as each is ready.
 
         Requests run in batches of similar length, longest first. Greedy answers do not depend on `batch_size`.
-        `progress` is told how many more are done.
 
         Raises:
             ValueError: a request does not fit: images and `<image>` differ, an unreadable image, too many tokens.
         """
         decoding = decoding or Decoding()
-        prompts = [self._prompt(request) for request in requests]
-        order = sorted(range(len(requests)), key=lambda index: -len(prompts[index]))
-        answers = [""] * len(requests)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            inputs = self._inputs([prompts[index] for index in batch], [requests[index].images for index in batch])
-            output = self.model.generate(**inputs, **self._arguments(decoding))
-            texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for index, text in zip(batch, texts, strict=True):
-                answers[index] = text.strip()
-            if progress:
-                progress(len(batch))
-        return answers
+        prompts = [self.prompt(request) for request in requests]
+        for wave in self._plan(prompts, batch_size, decoding.max_new_tokens):
+            beginnings = self._read_prefixes(wave.prefixes, prompts)
+            for members in wave.batches:
+                batch = self._go_on(members, prompts, decoding, wave.prefixes, beginnings)
+                while batch.rows:
+                    for row in batch.step():
+                        yield row.index, self.text(row)
 
     def stream(self, request: Request, decoding: Decoding | None = None) -> Iterator[str]:
         """Pieces of one answer as they are decoded. Closing the iterator stops the model at its next token."""
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop = _Stop()
-        arguments = self._arguments(decoding or Decoding())
-        with torch.inference_mode():
-            inputs = self._inputs([self._prompt(request)], [request.images])
-        errors: list[BaseException] = []
+        row = Row(0, decoding or Decoding())
+        batch = self.start([self.prompt(request)], [row])
+        said = ""
+        while batch.rows:
+            batch.step()
+            text = self.processor.tokenizer.decode(row.tokens, skip_special_tokens=True)
+            half_a_character = text.endswith("\N{REPLACEMENT CHARACTER}") and not row.ended
+            if len(text) > len(said) and text.startswith(said) and not half_a_character:
+                yield text[len(said) :]
+                said = text
 
-        def run() -> None:
-            try:
-                with torch.inference_mode():
-                    self.model.generate(**inputs, **arguments, streamer=streamer, stopping_criteria=[stop])
-            except BaseException as error:  # noqa: BLE001 (handed to the reader's thread)
-                errors.append(error)
-                streamer.end()
+    def prompt(self, request: Request) -> Prompt:
+        """A request in tokens.
 
-        worker = Thread(target=run, daemon=True)
-        worker.start()
-        try:
-            yield from (piece for piece in streamer if piece)
-        finally:
-            stop.now = True
-            worker.join()
-        if errors:
-            raise errors[0]
+        Raises:
+            ValueError: images and `<image>` differ in number, or there are too many tokens.
+        """
+        encoded = self.processor.encode(list(request.messages), len(request.images), add_generation_prompt=True)
+        return Prompt(encoded["input_ids"], request.images)
 
-    def _arguments(self, decoding: Decoding) -> dict[str, Any]:
-        """Keyword arguments of `generate`; a model cannot utter an image."""
-        return decoding.arguments() | {"suppress_tokens": [self.model.config.image_token_id]}
+    def start(self, prompts: Sequence[Prompt], rows: list[Row]) -> Batch:
+        """A batch that has read the prompts and is about to write the first token of each row."""
+        return self._begin(rows, prompts, self._empty(len(rows)), [0] * len(rows))
 
-    def _prompt(self, request: Request) -> list[int]:
-        return self.processor.encode(list(request.messages), len(request.images), add_generation_prompt=True)[
-            "input_ids"
+    def text(self, row: Row) -> str:
+        """What a row says."""
+        return self.processor.tokenizer.decode(row.tokens, skip_special_tokens=True).strip()
+
+    def _plan(self, prompts: list[Prompt], batch_size: int, max_new_tokens: int) -> Iterator[Wave]:
+        layers = DynamicCache(config=self.model.config.text_config)
+        per_token = account_model(self.model).cache_bytes_per_token(self.model.dtype.itemsize)
+        longest = max((len(prompt.ids) for prompt in prompts), default=1)
+        return plan(
+            prompts,
+            batch_size=batch_size,
+            # Room for the answers too, as far as they are likely to need it.
+            max_tokens=self._batch_limit() // per_token * longest // (longest + max_new_tokens),
+            image_token_id=self.model.config.image_token_id,
+            share=self.share_prefixes and not any(layers.is_linear),
+            equal_lengths=any(layers.is_sliding),
+        )
+
+    def _batch_limit(self) -> int:
+        if self.batch_bytes is not None:
+            return self.batch_bytes
+        if self.model.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.model.device)[0] * 2 // 5
+        return 2**31
+
+    def _read_prefixes(self, prefixes: Sequence[Prefix], prompts: list[Prompt]) -> Sequences | None:
+        if not prefixes:
+            return None
+        beginnings = self._empty(len(prefixes))
+        parts = [prompts[prefix.prompt].ids[: prefix.length] for prefix in prefixes]
+        images = [
+            image
+            for prefix, ids in zip(prefixes, parts, strict=True)
+            for image in prompts[prefix.prompt].images[: self._count_images(ids)]
         ]
+        beginnings.read(parts, self._encode(images))
+        return beginnings
 
-    def _inputs(self, prompts: list[list[int]], images: list[tuple[ImageSource, ...]]) -> dict[str, Any]:
-        """Left-padded inputs of `generate`; identical images share their features."""
-        length = max(map(len, prompts))
-        pad = self.processor.tokenizer.pad_token_id
-        ids = torch.full((len(prompts), length), pad)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, length - len(prompt) :] = torch.tensor(prompt)
-            mask[row, length - len(prompt) :] = 1
-        inputs: dict[str, Any] = {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
-        if sources := [image for group in images for image in group]:
-            features = self._encode(sources)
-            inputs["mm_encoder_outputs"] = {"image": self.model.get_image_features(image_features=features)}
-        return inputs
+    def _go_on(
+        self,
+        members: Sequence[tuple[int, int]],
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        prefixes: Sequence[Prefix],
+        beginnings: Sequences | None,
+    ) -> Batch:
+        """A batch of a wave: its rows go on from copies of their beginnings."""
+        rows = [Row(index, decoding) for index, _ in members]
+        mine = [prompts[index] for index, _ in members]
+        if beginnings is None:
+            return self.start(mine, rows)
+        chosen = [prefix for _, prefix in members]
+        return self._begin(rows, mine, beginnings.select(chosen), [prefixes[prefix].length for prefix in chosen])
 
-    def _encode(self, sources: list[ImageSource]) -> Float[Tensor, "image patch channel"]:
-        keys = [_image_key(source) for source in sources]
-        known = {key: self._features[key] for key in keys if key in self._features}
-        new = {key: source for key, source in zip(keys, sources, strict=True) if key not in known}
-        if new:
-            pixels = self.processor.image_processor(
-                [load_image(source) for source in new.values()], return_tensors="pt"
-            )
-            encoded = self.model.model.get_patch_features(
-                pixels["pixel_values"].to(self.model.device, self.model.dtype)
-            )
-            known |= dict(zip(new, encoded, strict=True))
-        for key in known:
-            self._features[key] = known[key]
-            self._features.move_to_end(key)
-        one = next(iter(known.values())).nbytes
-        while len(self._features) * one > self.cache_bytes:
-            self._features.popitem(last=False)
-        return torch.stack([known[key] for key in keys])
+    def _begin(self, rows: list[Row], prompts: Sequence[Prompt], sequences: Sequences, read: Sequence[int]) -> Batch:
+        """Read what is left of the prompts after their first `read` tokens, which `sequences` hold."""
+        images = [
+            image
+            for prompt, length in zip(prompts, read, strict=True)
+            for image in prompt.images[self._count_images(prompt.ids[:length]) :]
+        ]
+        rest = [prompt.ids[length:] for prompt, length in zip(prompts, read, strict=True)]
+        logits = sequences.read(rest, self._encode(images))
+        stops = self.model.generation_config.eos_token_id
+        return Batch(rows, sequences, logits, frozenset([stops] if isinstance(stops, int) else stops or ()))
 
+    def _empty(self, rows: int) -> Sequences:
+        config = self.model.config.text_config
+        layers = DynamicCache(config=config)
+        return Sequences(self.model, rows, layers if any(layers.is_linear) else None)
 
-class _Stop:
-    """A stopping criterion that the reader sets."""
+    def _encode(self, sources: list[ImageSource]) -> list[torch.Tensor]:
+        return self._images.encode(self.model, self.processor, sources) if sources else []
 
-    now = False
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        return torch.full((input_ids.shape[0],), self.now, dtype=torch.bool, device=input_ids.device)
-
-
-def _image_key(source: ImageSource) -> str:
-    """What identifies an image: its bytes."""
-    if isinstance(source, Image.Image):
-        return hashlib.sha256(f"{source.mode}{source.size}".encode() + source.tobytes()).hexdigest()
-    try:
-        return hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ValueError(f"Cannot read the image {source}: {error.strerror}.") from error
+    def _count_images(self, ids: Sequence[int]) -> int:
+        per_image = max(1, self.model.config.image_seq_length)
+        return sum(token == self.model.config.image_token_id for token in ids) // per_image
