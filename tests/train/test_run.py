@@ -24,7 +24,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def command(tiny: Tiny, output: Path, *extra: str, file_limit: int | None = None) -> list[str]:
-    start = ["-c", LIMITED.format(file_limit)] if file_limit else ["-m", "moe_llava.cli"]
+    start = ["-c", LIMITED.format(file_limit)] if file_limit else ["-m", "moe_llava"]
     return [sys.executable, *start, "train", str(tiny.recipe), "--output", str(output), *extra]
 
 
@@ -67,6 +67,16 @@ def test_the_log_tells_language_loss_balance_and_load(finished: Path) -> None:
         assert 0.25 <= line["max_load"] <= 0.5
         assert {"language_loss", "dead_experts", "router_entropy", "tokens_per_second", "learning_rate"} <= line.keys()
     assert "balance" not in json.loads((finished / "align" / "metrics.jsonl").read_text().splitlines()[0])
+
+
+def test_tensorboard_is_told_and_what_it_was_told_stays(tiny: Tiny, tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    done = run(tiny, tmp_path, "--stages", "align", "--trackers", '["tensorboard"]')
+    assert done.returncode == 0, done.stderr
+    events = event_accumulator.EventAccumulator(str(tmp_path / "align" / "tensorboard")).Reload()
+    logged = [json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()]
+    told = [(event.step, event.value) for event in events.Scalars("train/language_loss")]
+    assert told == [(line["step"], pytest.approx(line["language_loss"])) for line in logged]
 
 
 def test_only_what_the_recipe_names_has_changed(finished: Path) -> None:

@@ -4,13 +4,15 @@ import os
 import resource
 import time
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 from moe_llava.data.collate import Collator
 from moe_llava.data.conversation import scan
@@ -37,6 +39,7 @@ def train(recipe: Recipe, stages: Iterable[str] | None = None, *, resume: bool =
     names = list(stages) if stages is not None else list(recipe.stages)
     if unknown := [name for name in names if name not in recipe.stages]:
         raise ValueError(f"Unknown stages {unknown}: {recipe.name} has {', '.join(recipe.stages)}.")
+    _check_trackers(recipe)
     if _is_first_process():
         for name in names:
             stage_folder.check_writable(recipe.folder(name), resume)
@@ -151,7 +154,11 @@ def build_trainer(
         args=arguments,
         train_dataset=dataset,
         data_collator=Collator(processor.tokenizer.pad_token_id),
-        callbacks=[MetricsFile(folder / stage_folder.METRICS), ProgressBar(f"{recipe.name} {name}")],
+        callbacks=[
+            MetricsFile(folder / stage_folder.METRICS),
+            ProgressBar(f"{recipe.name} {name}"),
+            *_tensorboard(recipe, folder),
+        ],
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -180,7 +187,7 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, num_samples: 
         logging_steps=stage.log_every,
         logging_nan_inf_filter=False,
         save_steps=stage.save_every,
-        report_to=list(recipe.trackers) or "none",
+        report_to=[tracker for tracker in recipe.trackers if tracker != "tensorboard"] or "none",
         project=recipe.name,
         run_name=f"{recipe.name}-{folder.name}",
         remove_unused_columns=False,
@@ -200,6 +207,21 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, num_samples: 
     arguments.per_device_train_batch_size = micro
     arguments.gradient_accumulation_steps = stage.batch_size // (micro * world)
     return arguments
+
+
+def _tensorboard(recipe: Recipe, folder: Path) -> list[TrainerCallback]:
+    """TensorBoard's events go beside `metrics.jsonl`: where the Trainer puts them, they end with its checkpoints."""
+    if "tensorboard" not in recipe.trackers or not _is_first_process():
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+
+    return [TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))]
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    for tracker in recipe.trackers:
+        if find_spec(tracker) is None:
+            raise ValueError(f"trackers: {tracker} is not installed: pip install 'moe-llava[trackers]'.")
 
 
 def _describe(

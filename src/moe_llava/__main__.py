@@ -1,0 +1,7 @@
+"""`python -m moe_llava`, and what torchrun and accelerate launch."""
+
+import sys
+
+from moe_llava.cli import main
+
+sys.exit(main())
