@@ -128,8 +128,8 @@ def _tensors(
 def _processor(layout: Layout, config: MoeLlavaConfig, parts: Parts, warnings: list[str]) -> MoeLlavaProcessor | None:
     """The processor of the model, and the image token's id in its configuration; `None` without a tokenizer."""
     tokenizer, warning = read_tokenizer(parts.tokenizer, layout.family, config.text_config)
+    warnings += [warning] if warning else []
     if tokenizer is None:
-        warnings.append(warning)
         return None
     config.image_token_id = tokenizer.get_vocab()["<image>"]
     pixels = tower_pixels(config.vision_config, parts.tower, parts.folder)

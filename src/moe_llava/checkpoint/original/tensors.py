@@ -2,6 +2,8 @@
 
 import json
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -87,20 +89,16 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-class _readable:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     """Turns what libraries raise for a broken file into one sentence."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, pickle.UnpicklingError):
+    try:
+        yield
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), "it is empty")
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise ValueError(
-                f"{self._path} holds more than tensors, which reading would execute: refused. "
+                f"{path} holds more than tensors, which reading would execute: refused. "
                 "Save it again as safetensors where it comes from."
             ) from error
-        if isinstance(error, (SafetensorError, RuntimeError, EOFError, KeyError)):
-            raise ValueError(f"{self._path} cannot be read ({str(error).splitlines()[0]}): fetch it again.") from error
+        raise ValueError(f"{path} cannot be read ({reason}): fetch it again.") from error

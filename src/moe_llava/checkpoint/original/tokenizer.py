@@ -43,7 +43,7 @@ _STATED = ("bos_token", "eos_token", "unk_token", "pad_token")
 def read_tokenizer(
     folder: Path, family: Family, config: PreTrainedConfig
 ) -> tuple[PreTrainedTokenizerBase | None, str]:
-    """The tokenizer of a folder, ready for images, or `None` and a sentence that says which files are absent.
+    """The tokenizer of a folder, ready for images, or `None`; and a warning, empty if all is well.
 
     Raises:
         ValueError: its ids do not fit the model's vocabulary.
@@ -61,6 +61,12 @@ def read_tokenizer(
     if tokenizer.pad_token_id >= config.vocab_size:
         raise ValueError(f"The tokenizer of {folder} has no token for padding among the model's {config.vocab_size}.")
     tokenizer.chat_template = None
+    outside = [token for token, number in tokenizer.get_vocab().items() if number >= config.vocab_size]
+    if strange := sorted({*outside} - {"<image>"}):
+        return tokenizer, (
+            f"{len(strange)} tokens of the tokenizer, such as {strange[0]!r}, lie outside the model's vocabulary of "
+            f"{config.vocab_size}: a text with one of them fails."
+        )
     return tokenizer, ""
 
 
