@@ -13,6 +13,8 @@ def add_to(verbs: Verbs) -> None:
     command.add_argument("--vision-tower", help="folder or hub id; needed where the source neither holds nor names it")
     command.add_argument("--language-model", help="folder or hub id of the decoder, for a projector alone (stage I)")
     command.add_argument("--json", action="store_true")
+    zoo = verbs.add("zoo", run_zoo, "List the published models: where they are, and their published scores.")
+    zoo.add_argument("--json", action="store_true")
 
 
 def run_convert(options: argparse.Namespace) -> int | None:
@@ -38,4 +40,30 @@ def run_convert(options: argparse.Namespace) -> int | None:
     console.print(f"{options.out}: {done.tensors} tensors, {done.bytes / 1e9:.2f} GB; none missing, none left over.")
     if not done.warnings:
         console.print(f"Talk to it:  moe-llava chat {options.out} --image FILE", highlight=False)
+    return None
+
+
+def run_zoo(options: argparse.Namespace) -> int | None:
+    from rich.table import Table
+
+    from moe_llava.checkpoint.zoo import ZOO
+
+    if options.json:
+        print(json.dumps({"models": [model.as_dict() for model in ZOO]}, indent=2))
+        return None
+    scores = Table(box=None, padding=(0, 1, 0, 0), title="published scores", title_justify="left")
+    short = ("VQAv2", "GQA", "VizWiz", "SQA-I", "T-VQA", "POPE", "MME", "MMB", "Vet")
+    for title in ("model", "active", *short):
+        scores.add_column(title, justify="left" if title == "model" else "right", no_wrap=True)
+    for model in {model.name: model for model in ZOO if model.scores}.values():
+        scores.add_row(model.name, f"{model.activated_billions:g}B", *(f"{score:g}" for score in model.scores))
+    places = Table(box=None, padding=(0, 1, 0, 0), title="where they are", title_justify="left")
+    for title in ("model", "stage", "Hugging Face, ModelScope"):
+        places.add_column(title, no_wrap=True)
+    for model in ZOO:
+        places.add_row(model.name, model.stage, model.hugging_face)
+        if model.modelscope:
+            places.add_row("", "", model.modelscope)
+    console.print(scores, "", places, "", sep="\n")
+    console.print(f"moe-llava chat {ZOO[0].hugging_face} --image FILE    (by the Hugging Face id)", highlight=False)
     return None
