@@ -34,6 +34,7 @@ def build_model(recipe: Recipe) -> tuple[MoeLlavaForConditionalGeneration, MoeLl
         ValueError: a part cannot be found or does not fit its stated shape.
     """
     parts = recipe.model
+    assert parts is not None
     tokenizer = _tokenizer(parts)
     prepare_tokenizer(tokenizer)
     language_model = _language_model(parts, tokenizer)
@@ -75,9 +76,10 @@ def build_stage(
     else:
         model, processor = load_model(recipe.folder(start) if start in recipe.stages else start, dtype=torch.float32)
     stage = recipe.stages[name]
-    template = stage.template or recipe.model.template
-    processor.chat_template = resolve_template(template, processor.tokenizer)
-    ratio = stage.aspect_ratio or (recipe.model.vision.aspect_ratio if recipe.model.vision else None)
+    parts = recipe.model
+    if template := stage.template or (parts.template if parts else None):
+        processor.chat_template = resolve_template(template, processor.tokenizer)
+    ratio = stage.aspect_ratio or (parts.vision.aspect_ratio if parts and parts.vision else None)
     if ratio and processor.image_processor is not None:
         processor.image_processor = llava_pixels(processor.image_processor, pad=ratio == "pad")
     if stage.sparsify:

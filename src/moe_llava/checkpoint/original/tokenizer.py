@@ -59,9 +59,7 @@ def read_tokenizer(
     _choose_pad(tokenizer, config)
     prepare_tokenizer(tokenizer)
     if len(set(tokenizer.get_vocab().values())) < len(tokenizer.get_vocab()):
-        raise ValueError(
-            f"The vocabulary of {folder} has gaps: two tokens share an id. Fetch its files again."
-        )
+        raise ValueError(f"The vocabulary of {folder} has gaps: two tokens share an id. Fetch its files again.")
     if tokenizer.pad_token_id >= config.vocab_size:
         raise ValueError(f"The tokenizer of {folder} has no token for padding among the model's {config.vocab_size}.")
     tokenizer.chat_template = None
