@@ -14,14 +14,16 @@ Images = ImageSource | Sequence[ImageSource] | None
 def load(
     model: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto"
 ) -> "Assistant":
-    """Open a checkpoint by its path.
+    """Open a checkpoint by its path or hub id.
+
+    What MoE-LLaVA and LLaVA-1.5 published is converted once, into the cache.
 
     Args:
         device: by default a GPU if there is one.
         dtype: by default the one in which the weights are stored.
 
     Raises:
-        ValueError: the path holds no checkpoint of this library.
+        ValueError: there is no such checkpoint; off line, the sentence says what to fetch.
     """
     return Assistant(Engine.load(model, device=device, dtype=dtype))
 

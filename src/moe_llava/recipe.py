@@ -159,16 +159,22 @@ class Report(Part):
 
 
 class Recipe(Part):
+    """A model through its stages. `model` may be left out where every stage goes back to a checkpoint's folder: then
+    the checkpoint's own template and preparation of pixels stay, but for what a stage says.
+    """
+
     name: str
     output: str
     seed: int = 0
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
-    model: Model
+    model: Model | None = None
     stages: dict[str, Stage] = Field(min_length=1)
     report: Report | None = None
 
     @model_validator(mode="after")
     def _refers_to_what_exists(self) -> "Recipe":
+        if self.model is None and (homeless := [name for name in self.stages if self.origin(name) is None]):
+            raise ValueError(f"give `model`, or stages.{homeless[0]}.starts_from with the folder of a checkpoint")
         for label, stage in (self.report.models if self.report else {}).items():
             if stage not in self.stages:
                 raise ValueError(f"report.models.{label} = {stage!r} is no stage: stages are {', '.join(self.stages)}")
@@ -182,6 +188,15 @@ class Recipe(Part):
         if explicit is not None:
             return explicit
         return names[position - 1] if position else None
+
+    def origin(self, stage: str) -> str | None:
+        """The checkpoint that a stage goes back to; `None` for the composed parts, or for a circle."""
+        seen: set[str] = set()
+        start: str | None = stage
+        while start in self.stages and start not in seen:
+            seen.add(start)
+            start = self.starting_point(start)
+        return None if start in self.stages else start
 
     def folder(self, stage: str) -> Path:
         return Path(self.output) / stage

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import CLIPImageProcessor, CodeGenTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from moe_llava.checkpoint.original.tokenizer import sentencepiece_backend
 from moe_llava.data import Conversation, Message, MoeLlavaProcessor, prepare_tokenizer, train_tokenizer
 
 TEXTS = [
@@ -84,18 +84,11 @@ def golden_tokenizer(fixtures: Path) -> Callable[[str, str], PreTrainedTokenizer
 
 
 def _sentencepiece(folder: Path, eos_token: str) -> PreTrainedTokenizerFast:
-    """As the `tokenizer.json` of Llama-2 and Vicuna: a space in front of every stretch between special tokens."""
     pytest.importorskip("google.protobuf", reason="reading a SentencePiece model needs protobuf")
-    from transformers.convert_slow_tokenizer import generate_merges, import_protobuf
-
-    proto = import_protobuf().ModelProto()
-    proto.ParseFromString((folder / "tokenizer.model").read_bytes())
-    vocab = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-    backend = Tokenizer(
-        models.BPE(vocab=vocab, merges=generate_merges(vocab), byte_fallback=True, fuse_unk=True, unk_token="<unk>")
-    )
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token=eos_token, unk_token="<unk>", pad_token=None
+        tokenizer_object=sentencepiece_backend(folder / "tokenizer.model"),
+        bos_token="<s>",
+        eos_token=eos_token,
+        unk_token="<unk>",
+        pad_token=None,
     )

@@ -5,30 +5,34 @@ from pathlib import Path
 
 import torch
 
+from moe_llava.checkpoint.published import local_checkpoint
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
 
 
 def load_model(
-    folder: str | Path, *, dtype: torch.dtype | str = "auto"
+    source: str | Path, *, dtype: torch.dtype | str = "auto"
 ) -> tuple[MoeLlavaForConditionalGeneration, MoeLlavaProcessor]:
-    """Read a complete checkpoint.
+    """Read a complete checkpoint by its folder or hub id; a published one is converted first (`local_checkpoint`).
 
     Raises:
-        ValueError: the folder is absent or holds something else.
+        ValueError: it is absent or something else.
     """
+    folder = local_checkpoint(source)
     processor = load_processor(folder)
     model = MoeLlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     return model, processor
 
 
-def load_processor(folder: str | Path) -> MoeLlavaProcessor:
+def load_processor(source: str | Path) -> MoeLlavaProcessor:
     """The processor of a checkpoint, without its weights.
 
     Raises:
-        ValueError: the folder is absent or holds something else.
+        ValueError: the checkpoint is absent, something else, or has no tokenizer.
     """
-    read_config(folder)
+    folder = local_checkpoint(source)
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer, so it cannot read a text: convert it from a source that has one.")
     return MoeLlavaProcessor.from_pretrained(folder)
 
 

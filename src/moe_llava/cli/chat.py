@@ -7,7 +7,7 @@ from moe_llava.cli.verbs import Verbs, console
 
 def add_to(verbs: Verbs) -> None:
     command = verbs.add("chat", run_chat, "Ask a model; without --prompt, a conversation.")
-    command.add_argument("model", help="folder of a checkpoint")
+    command.add_argument("model", help="folder of a checkpoint, or hub id")
     command.add_argument("--image", action="append", default=[], help="a picture; several are allowed")
     command.add_argument("--prompt", help="ask once and leave")
     command.add_argument("--max-new-tokens", type=int, default=256)

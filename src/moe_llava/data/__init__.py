@@ -8,6 +8,7 @@ from moe_llava.data.dataset import ConversationDataset, Mixture, mixture
 from moe_llava.data.features import FeatureStore, tower_key
 from moe_llava.data.images import load_image, to_rgb
 from moe_llava.data.inspect import CheckReport, check, preview
+from moe_llava.data.pixels import MoeLlavaImageProcessor
 from moe_llava.data.problems import DataError, Problem
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.data.sampler import LengthGroupedSampler
@@ -31,6 +32,7 @@ __all__ = [
     "LengthGroupedSampler",
     "Message",
     "Mixture",
+    "MoeLlavaImageProcessor",
     "MoeLlavaProcessor",
     "Problem",
     "Segment",

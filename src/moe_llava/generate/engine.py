@@ -58,10 +58,10 @@ class Engine:
     def load(
         cls, folder: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto"
     ) -> "Engine":
-        """Open a checkpoint, on a GPU if there is one and no device is named.
+        """Open a checkpoint by folder or hub id, on a GPU if there is one and no device is named.
 
         Raises:
-            ValueError: the folder holds no checkpoint of this library.
+            ValueError: there is no such checkpoint.
         """
         model, processor = load_model(folder, dtype=dtype)
         model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]

@@ -12,19 +12,19 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlavaImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from moe_llava.checkpoint.folder import load_model
 from moe_llava.data.conversation import read_conversations
+from moe_llava.data.pixels import llava_pixels
 from moe_llava.data.processor import MoeLlavaProcessor, prepare_tokenizer, train_tokenizer
 from moe_llava.data.template import resolve_template
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.model.compose import compose
 from moe_llava.model.upcycle import noise_jump, upcycle
-from moe_llava.recipe import AspectRatio, Model, Recipe
+from moe_llava.recipe import Model, Recipe
 
 
 def build_model(recipe: Recipe) -> tuple[MoeLlavaForConditionalGeneration, MoeLlavaProcessor]:
@@ -34,6 +34,7 @@ def build_model(recipe: Recipe) -> tuple[MoeLlavaForConditionalGeneration, MoeLl
         ValueError: a part cannot be found or does not fit its stated shape.
     """
     parts = recipe.model
+    assert parts is not None
     tokenizer = _tokenizer(parts)
     prepare_tokenizer(tokenizer)
     language_model = _language_model(parts, tokenizer)
@@ -75,11 +76,12 @@ def build_stage(
     else:
         model, processor = load_model(recipe.folder(start) if start in recipe.stages else start, dtype=torch.float32)
     stage = recipe.stages[name]
-    template = stage.template or recipe.model.template
-    processor.chat_template = resolve_template(template, processor.tokenizer)
-    ratio = stage.aspect_ratio or (recipe.model.vision.aspect_ratio if recipe.model.vision else None)
+    parts = recipe.model
+    if template := stage.template or (parts.template if parts else None):
+        processor.chat_template = resolve_template(template, processor.tokenizer)
+    ratio = stage.aspect_ratio or (parts.vision.aspect_ratio if parts and parts.vision else None)
     if ratio and processor.image_processor is not None:
-        processor.image_processor = with_aspect_ratio(processor.image_processor, ratio)
+        processor.image_processor = llava_pixels(processor.image_processor, pad=ratio == "pad")
     if stage.sparsify:
         dense, model = model, upcycle(model, seed=recipe.seed, **stage.sparsify.model_dump())
         if stage.sparsify.noise and console:
@@ -88,15 +90,6 @@ def build_stage(
     model.generation_config.eos_token_id = processor.stop_token_ids
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     return model, processor
-
-
-def with_aspect_ratio(image_processor: Any, ratio: AspectRatio) -> LlavaImageProcessor:
-    """The same preparation of pixels, with or without padding to a square in the mean colour, as LLaVA-1.5 does it."""
-    kept = ("size", "crop_size", "do_resize", "resample", "do_center_crop", "do_rescale", "rescale_factor")
-    fields = {name: getattr(image_processor, name, None) for name in (*kept, "do_normalize", "image_mean", "image_std")}
-    fields = {name: value for name, value in fields.items() if value is not None}
-    fields.setdefault("do_center_crop", False)
-    return LlavaImageProcessor(**fields, do_pad=ratio == "pad")
 
 
 def image_size(image_processor: Any) -> tuple[int, int]:

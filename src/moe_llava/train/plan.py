@@ -88,7 +88,6 @@ def _plan_stage(recipe: Recipe, name: str) -> StagePlan:
 
 def stage_config(recipe: Recipe, name: str) -> MoeLlavaConfig:
     """Configuration of the model that a stage trains."""
-    config = recipe_config(recipe)
     lineage: list[str] = []
     start: str | None = name
     while start in recipe.stages:
@@ -96,8 +95,7 @@ def stage_config(recipe: Recipe, name: str) -> MoeLlavaConfig:
             raise ValueError(f"stages.{name}: starts_from goes round in a circle: {' <- '.join([*lineage, start])}.")
         lineage.append(start)
         start = recipe.starting_point(start)
-    if start is not None:
-        config = read_any_config(start)
+    config = recipe_config(recipe) if start is None else read_any_config(start)
     for stage in reversed(lineage):
         if table := recipe.stages[stage].sparsify:
             config.text_config = sparse_text_config(config.text_config, **table.model_dump(exclude={"noise"}))
@@ -107,6 +105,7 @@ def stage_config(recipe: Recipe, name: str) -> MoeLlavaConfig:
 def recipe_config(recipe: Recipe) -> MoeLlavaConfig:
     """Configuration of a recipe's composed, still dense model; from the stated shapes where there are any."""
     parts = recipe.model
+    assert parts is not None
     stated = dict(parts.language.config)
     if parts.language.path is None:
         stated.setdefault("vocab_size", parts.tokenizer.vocab_size)
@@ -172,7 +171,8 @@ def _data_size(recipe: Recipe, stage: Stage) -> tuple[int | None, float]:
             return None, 0.0
         samples += data.weight * size
         tokens += data.weight * size * text
-    return round(samples), min(tokens / max(samples, 1), recipe.model.max_length)
+    mean = tokens / max(samples, 1)
+    return round(samples), min(mean, recipe.model.max_length) if recipe.model else mean
 
 
 def _memory(

@@ -1,0 +1,87 @@
+"""Time and memory of converting a published checkpoint of full size, of random weights.
+
+    python benchmarks/convert.py SCRATCH [--recipe recipes/stablelm-1.6b-x4.toml] [--random-layers 8]
+
+SCRATCH needs room for the source, holes left where layers are zero, and for the result. Both are removed at the end.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import CLIPImageProcessor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.checkpoint.published import original_config, original_names
+
+from moe_llava.checkpoint.stream import write_model
+from moe_llava.model import MoeLlavaForConditionalGeneration
+from moe_llava.recipe import load_recipe
+from moe_llava.train.plan import stage_config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--recipe", default="recipes/stablelm-1.6b-x4.toml")
+    parser.add_argument("--random-layers", type=int, default=1000, help="layers with random weights; the rest is zero")
+    options = parser.parse_args()
+    source, out, tower = (options.scratch / name for name in ("source", "out", "tower"))
+    try:
+        largest, total = make_source(options.recipe, source, tower, options.random_layers)
+        idle, _ = run([str(options.scratch / "nowhere"), str(out)])
+        peak, seconds = run([str(source), str(out), "--vision-tower", str(tower)])
+        print(f"source: {total / 1e9:.2f} GB, largest shard {largest / 1e9:.2f} GB")
+        print(f"time: {seconds:.0f} s ({total / seconds / 1e6:.0f} MB/s)")
+        print(f"peak memory: {peak / 1e9:.2f} GB, of which the idle command {idle / 1e9:.2f} GB")
+        print(f"peak / largest shard: {peak / largest:.2f}")
+    finally:
+        for folder in (source, out, tower):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_source(recipe: str, source: Path, tower: Path, random_layers: int) -> tuple[int, int]:
+    """A stage III checkpoint in bf16, in the original's shards of 5 GB; bytes of the largest and of all."""
+    plan = load_recipe(recipe)
+    config = stage_config(plan, list(plan.stages)[-1])
+    with torch.device("meta"):
+        model = MoeLlavaForConditionalGeneration(config)
+    names = original_names(model)
+    specs = {name: (tuple(tensor.shape), torch.bfloat16) for name, tensor in names.items()}
+
+    def tensors():
+        for name, (shape, dtype) in specs.items():
+            layer = int(name.split("layers.")[1].split(".")[0]) if name.startswith("model.layers.") else 0
+            tensor = torch.zeros(shape, dtype=dtype)
+            yield name, tensor.uniform_(-0.02, 0.02) if layer < random_layers else tensor
+
+    source.mkdir(parents=True)
+    tower.mkdir()
+    write_model(source, specs, tensors(), shard_bytes=5 * 10**9)
+    shards = sorted(source.glob("*.safetensors"))
+    for shard in shards:
+        subprocess.run(["fallocate", "--dig-holes", str(shard)], check=False)
+    (source / "config.json").write_text(json.dumps(original_config(model, "a-tower")))
+    config.vision_config.save_pretrained(tower)
+    CLIPImageProcessor().save_pretrained(tower)
+    sizes = [shard.stat().st_size for shard in shards]
+    return max(sizes), sum(sizes)
+
+
+def run(arguments: list[str]) -> tuple[int, float]:
+    """Peak memory in bytes and seconds of one conversion by the command."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "moe_llava.cli", "convert", *arguments])
+    _, _, usage = os.wait4(process.pid, 0)
+    return usage.ru_maxrss * 1024, time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

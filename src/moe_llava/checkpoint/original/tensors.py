@@ -1,0 +1,104 @@
+"""The tensors of a folder, one at a time: never more in memory than what is being read."""
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from moe_llava.checkpoint.stream import DTYPES, Spec
+
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+PARTS = (("model-*.safetensors", ".safetensors"), ("pytorch_model-*.bin", ".bin"))
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model's weights: safetensors before `.bin`, where a folder holds both, as the original's do.
+
+    Raises:
+        ValueError: an index names a file that is not there.
+    """
+    for index in INDEXES:
+        if (folder / index).is_file():
+            names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+            if missing := [name for name in names if not (folder / name).is_file()]:
+                raise ValueError(f"{folder} is incomplete: {', '.join(missing)} is missing. Fetch it again.")
+            return [folder / name for name in names]
+    for (pattern, ending), whole in zip(PARTS, WHOLE, strict=True):
+        if parts := sorted(folder.glob(pattern)):
+            return parts
+        if (folder / whole).is_file():
+            return [folder / f"{whole.partition('.')[0]}{ending}"]
+    return []
+
+
+class TensorFile:
+    """One `.safetensors` or `.bin` file; the latter is read with `weights_only`, so it can run no code.
+
+    Raises:
+        ValueError: the file is broken, or holds more than tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.specs: dict[str, Spec] = {}
+        if path.suffix == ".safetensors":
+            with _readable(path), safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    part = file.get_slice(name)
+                    self.specs[name] = (tuple(part.get_shape()), DTYPES[part.get_dtype()])
+        else:
+            self.specs = {name: (tuple(t.shape), t.dtype) for name, t in _load_bin(path).items()}
+
+
+class TensorReader:
+    """Reads tensors of several files by name. Each is a view of its file: copy what shall stay."""
+
+    def __init__(self, files: list[TensorFile]) -> None:
+        self.files = files
+        self._mapped: tuple[Path, dict[str, Tensor]] | None = None
+
+    def read(self, file: int, name: str) -> Tensor:
+        path = self.files[file].path
+        if path.suffix == ".safetensors":
+            # Opened for each tensor, so that the pages of the last one are given back.
+            with _readable(path), safe_open(path, framework="pt") as opened:
+                return opened.get_tensor(name)
+        if self._mapped is None or self._mapped[0] != path:
+            self._mapped = None
+            self._mapped = (path, _load_bin(path))
+        return self._mapped[1][name]
+
+
+def _load_bin(path: Path) -> dict[str, Tensor]:
+    with _readable(path):
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # Files of torch before 1.6 cannot be mapped.
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise ValueError(f"{path} holds something other than named tensors.")
+    return loaded
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what libraries raise for a broken file into one sentence."""
+    try:
+        yield
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), "it is empty")
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise ValueError(
+                f"{path} holds more than tensors, which reading would execute: refused. "
+                "Save it again as safetensors where it comes from."
+            ) from error
+        raise ValueError(f"{path} cannot be read ({reason}): fetch it again.") from error
