@@ -207,7 +207,7 @@ def _two_numbers(judge: Remembered, asked: str, run: int, place: str) -> tuple[s
     messages = [{"role": "system", "content": REVIEWER}, {"role": "user", "content": asked}]
     for attempt in range(TRIES):
         review = judge.ask(messages, temperature=0.2, max_tokens=1024, attempt=f"{run}/{attempt}")
-        words = review.split("\n")[0].replace(",", " ").split(" ")
+        words = review.split("\n")[0].replace(",", " ").split()
         try:
             pair = [float(word) for word in words]
         except ValueError:
