@@ -1,7 +1,8 @@
-"""`python -m moe_llava`, and what torchrun and accelerate launch."""
+"""`python -m moe_llava` is `moe-llava`; launchers start it by this name."""
 
 import sys
 
 from moe_llava.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -209,4 +209,5 @@ BUILDERS: dict[str, Callable[[], Built]] = {
     "seed": _seed,
     "llava_bench": _llava_bench,
     "easy_vqa": _easy_vqa,
+    "emoji_pope": _pope,
 }

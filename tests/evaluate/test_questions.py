@@ -5,12 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_llava.checkpoint.folder import save_model
-from moe_llava.evaluate.questions import Question, accuracy, evaluate, is_right, read_questions
+from moe_llava.evaluate.questions import Question, accuracy, is_right, read_questions
 from moe_llava.evaluate.report import report_table
-from moe_llava.recipe import load_recipe
-from moe_llava.train.build import build_stage
-from tests.tiny import Tiny
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -46,19 +42,6 @@ def test_accuracy_is_split_by_kind() -> None:
 def test_wrong_lines_are_named(tmp_path: Path, rows: list[object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_questions(write(tmp_path / "q.jsonl", *rows))
-
-
-def test_evaluate_writes_what_was_said_and_refuses_to_write_over_it(tiny: Tiny, tmp_path: Path) -> None:
-    model, processor = build_stage(load_recipe(tiny.recipe), "align")
-    (tmp_path / "model").mkdir()
-    save_model(tmp_path / "model", model, processor)
-    scores = evaluate(tmp_path / "model", tiny.folder / "questions.jsonl", tmp_path / "out", limit=3)
-    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rows] == ["red", "green", "blue"]
-    assert scores["n"] == 3
-    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == scores
-    with pytest.raises(ValueError, match="choose another --out"):
-        evaluate(tmp_path / "model", tiny.folder / "questions.jsonl", tmp_path / "out")
 
 
 def test_a_report_has_a_row_a_set_and_kind() -> None:

@@ -31,6 +31,7 @@ FLAWLESS = {
     "seed": {"accuracy": 100.0, "image": 100.0, "video": 100.0},
     "llava_bench": {"relative": 100.0},
     "easy_vqa": {"accuracy": 100.0},
+    "emoji_pope": {"f1": 100.0},
 }
 
 

@@ -1,16 +1,11 @@
-"""Questions with known answers (JSONL): ask a model, keep what it said, count what was right."""
+"""Questions with known answers (JSONL): read them, count what was right."""
 
 import json
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
-
-from moe_llava.generate.engine import Decoding, Engine, Request, place_images
 
 
 @dataclass(frozen=True)
@@ -72,59 +67,6 @@ def _question(line: str, source: str, folder: Path) -> Question:
     if question.image is not None and not question.image.is_file():
         raise ValueError(f"{source}: image {question.image} does not exist: give the folder of the images.")
     return question
-
-
-def ask(
-    engine: Engine, questions: Sequence[Question], *, max_new_tokens: int = 16, batch_size: int = 256, title: str = ""
-) -> list[str]:
-    """The model's answers, in the order of the questions."""
-    requests = [
-        Request(
-            messages=({"role": "user", "content": place_images(item.question, int(item.image is not None))},),
-            images=(item.image,) if item.image else (),
-        )
-        for item in questions
-    ]
-    with tqdm(total=len(requests), desc=title or "answering", unit="question") as bar:
-        return engine.answer(
-            requests, Decoding(max_new_tokens=max_new_tokens), batch_size=batch_size, progress=bar.update
-        )
-
-
-def evaluate(
-    model: str | Path,
-    questions: str | Path,
-    out: Path,
-    *,
-    images: str | Path | None = None,
-    limit: int | None = None,
-    max_new_tokens: int = 16,
-    batch_size: int = 256,
-) -> dict[str, Any]:
-    """Answer a file of questions; write `predictions.jsonl` and `scores.json` to `out` and return the scores.
-
-    Raises:
-        ValueError: the questions or the model cannot be read, or `out` holds predictions already.
-    """
-    items = read_questions(questions, images)[:limit]
-    predictions = out / "predictions.jsonl"
-    if predictions.exists():
-        raise ValueError(f"{predictions} exists: choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
-    answers = ask(Engine.load(model), items, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    scores = accuracy(items, answers) | {
-        "model": str(model),
-        "questions": str(questions),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    rows = [
-        {"id": item.id, "text": answer, "right": is_right(answer, item.accepted)}
-        for item, answer in zip(items, answers, strict=True)
-    ]
-    predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    return scores
 
 
 def is_right(answer: str, accepted: Sequence[str]) -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from moe_llava.evaluate.questions import Question, accuracy, ask, read_questions
-from moe_llava.generate.engine import Engine
+from moe_llava.evaluate.processes import Processes
+from moe_llava.evaluate.questions import Question, accuracy, read_questions
+from moe_llava.evaluate.runner import Model, answer_task, task_of_questions
 from moe_llava.recipe import Recipe
 
 CHANCE = "chance.json"
@@ -39,24 +40,16 @@ def write_report(recipe: Recipe, console: Console) -> dict[str, Any]:
 
 def _answers(recipe: Recipe, label: str, name: str, questions: list[Question]) -> list[str]:
     assert recipe.report is not None
-    stage = recipe.folder(recipe.report.models[label])
-    path = Path(recipe.output) / "report" / f"{label}.{name}.jsonl"
-    if path.is_file() and path.stat().st_mtime > (stage / "config.json").stat().st_mtime:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        if [row["id"] for row in rows] == [question.id for question in questions]:
-            return [row["text"] for row in rows]
-    texts = ask(
-        Engine.load(stage),
-        questions,
-        max_new_tokens=recipe.report.max_new_tokens,
+    model = Model(recipe.folder(recipe.report.models[label]), Processes())
+    task = task_of_questions(questions, Path(name), max_new_tokens=recipe.report.max_new_tokens)
+    return answer_task(
+        task,
+        model,
+        Path(recipe.output) / "report" / f"{label}.{name}.jsonl",
+        Processes(),
         title=f"{recipe.name} {label} {name}",
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".writing")
-    lines = [json.dumps({"id": question.id, "text": text}) for question, text in zip(questions, texts, strict=True)]
-    beside.write_text("\n".join(lines) + "\n")
-    beside.replace(path)
-    return texts
+        restart=True,
+    )[0]
 
 
 def _chance(questions: Path) -> dict[str, float]:

@@ -40,7 +40,7 @@ class Engine:
 
     Attributes:
         cache_bytes: most bytes kept of images seen before.
-        batch_bytes: most bytes of keys and values in a batch; by default 2 GiB, on a GPU two fifths of what is free.
+        batch_bytes: most bytes of keys and values in a batch; by default 1 GiB, on a GPU two fifths of what is free.
         share_prefixes: whether prompts about one image go on from a common cache. Greedy answers do not depend on it.
     """
 
@@ -152,7 +152,7 @@ class Engine:
             return self.batch_bytes
         if self.model.device.type == "cuda":
             return torch.cuda.mem_get_info(self.model.device)[0] * 2 // 5
-        return 2**31
+        return 2**30
 
     def _read_prefixes(self, prefixes: Sequence[Prefix], prompts: list[Prompt]) -> Sequences | None:
         if not prefixes:

@@ -1,6 +1,7 @@
 """Images -> their tokens for the decoder, each distinct image encoded once while it is remembered."""
 
 import hashlib
+import io
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ class ImageTokens:
         new = {key: source for key, source in zip(keys, sources, strict=True) if key not in needed}
         for start in range(0, len(new), CHUNK):
             some = list(new)[start : start + CHUNK]
-            images = [load_image(new[key]) for key in some]
+            images = [_open(new[key]) for key in some]
             pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
             tokens = model.get_image_features(pixels.to(model.device, model.dtype)).pooler_output
             assert tokens is not None
@@ -56,10 +57,21 @@ class ImageTokens:
             self._known.popitem(last=False)
 
 
+def _open(source: ImageSource) -> Image.Image:
+    if not isinstance(source, bytes):
+        return load_image(source)
+    try:
+        return load_image(Image.open(io.BytesIO(source)))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot decode an image of {len(source)} bytes ({error}); send a PNG or JPEG file") from error
+
+
 def _image_key(source: ImageSource) -> str:
     """What identifies an image: its bytes."""
     if isinstance(source, Image.Image):
         return hashlib.sha256(f"{source.mode}{source.size}".encode() + source.tobytes()).hexdigest()
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
     try:
         return hashlib.sha256(Path(source).read_bytes()).hexdigest()
     except OSError as error:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-ImageSource = str | Path | Image.Image
+# A file, a picture in memory, or the bytes of an image file.
+ImageSource = str | Path | bytes | Image.Image
 
 # A shorter common beginning is not worth a pass of its own.
 MIN_SHARED = 16
@@ -86,7 +87,7 @@ def common_length(rows: Sequence[list[int]], image_token_id: int) -> int:
 
 
 def _identity(images: tuple[ImageSource, ...]) -> tuple:
-    return tuple(id(image) if isinstance(image, Image.Image) else str(image) for image in images)
+    return tuple(id(image) if isinstance(image, Image.Image) else image for image in images)
 
 
 def _waves_of_families(

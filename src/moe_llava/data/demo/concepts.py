@@ -102,17 +102,18 @@ def distractors(concepts: Sequence[Concept], rng: random.Random) -> dict[str, Co
     for group in groups.values():
         shuffled = rng.sample(group, len(group))
         shifts = [shuffled[step:] + shuffled[:step] for step in range(1, len(group))] or [shuffled]
-        best = max(shifts, key=lambda shift: sum(map(_fair, shuffled, shift)))
+        best = max(shifts, key=lambda shift: sum(map(differ, shuffled, shift)))
         for concept, other in zip(shuffled, best, strict=True):
-            chosen[concept.code] = other if _fair(concept, other) else _any_fair(concept, concepts, rng)
+            chosen[concept.code] = other if differ(concept, other) else _any_fair(concept, concepts, rng)
     return chosen
 
 
-def _fair(concept: Concept, other: Concept) -> bool:
+def differ(concept: Concept, other: Concept) -> bool:
+    """Whether neither could be taken for the other, by its names or by its looks."""
     return not set(concept.accepted) & set(other.accepted) and not look_alike(concept.name, other.name)
 
 
 def _any_fair(concept: Concept, concepts: Sequence[Concept], rng: random.Random) -> Concept:
-    fair = [other for other in concepts if _fair(concept, other)]
+    fair = [other for other in concepts if differ(concept, other)]
     assert fair, f"no concept differs from {concept.name}"
     return rng.choice([other for other in fair if other.kind == concept.kind] or fair)

@@ -35,9 +35,16 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_records(path: Path, records: Iterable[dict]) -> None:
     """`.jsonl`: one object a line. Anything else: one JSON list, still one record a line, so that it can be read."""
+    if path.suffix == ".jsonl":
+        write_lines(path, records)
+        return
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    text = "\n".join(lines) if path.suffix == ".jsonl" else "[\n" + ",\n".join(lines) + "\n]"
-    write_bytes(path, (text + "\n").encode())
+    write_bytes(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+
+
+def write_lines(path: Path, records: Iterable[dict]) -> None:
+    """One object a line, whatever the file is called."""
+    write_bytes(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Official scores of thirteen benchmarks from recorded predictions: pure rules, no model, no network, no judge.
+"""Official scores of the benchmarks from recorded predictions: pure rules, no model, no network, no judge.
 
 `score` gives the figures; `write_upload` writes what a test server or an official tool takes. `data` is always a
 folder with the benchmark's own files under their official names. Wherever the official code lets a missing, doubled
@@ -43,6 +43,7 @@ SCORERS: Mapping[str, Callable[[Path, Path], ScoreReport]] = {
     "seed": seed.score,
     "llava_bench": llava_bench.score,
     "easy_vqa": easy_vqa.score,
+    "emoji_pope": pope.score,
 }
 
 WRITERS: Mapping[str, Callable[[Path, Path, Path], None]] = {

@@ -21,10 +21,11 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     rows = _answers(predictions)
     check_ids((key for key, _ in rows), (str(row["id"]) for row in questions), predictions, source)
     texts = dict(rows)
-    correct = sum(_same(texts[str(row["id"])], row["answer"]) for row in questions)
+    marks = {str(row["id"]): float(_same(texts[str(row["id"])], row["answer"])) for row in questions}
+    correct = int(sum(marks.values()))
     accuracy = percent(correct, len(questions))
     table = [["n", "correct", "accuracy"], [str(len(questions)), str(correct), f"{accuracy:.2f}"]]
-    return ScoreReport(figures={"accuracy": accuracy, "correct": correct}, table=table, n=len(questions))
+    return ScoreReport(figures={"accuracy": accuracy, "correct": correct}, table=table, n=len(questions), marks=marks)
 
 
 def _answers(predictions: Path) -> list[tuple[str, str]]:

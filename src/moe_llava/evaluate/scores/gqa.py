@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     rows = _converted(predictions)
     questions = _balanced(source, rows, predictions)
     answers = {str(row["questionId"]): row["prediction"] for row in rows}
-    return _report([(question, answers[key]) for key, question in questions.items()])
+    marks = {key: float(answers[key] == question["answer"]) for key, question in questions.items()}
+    return replace(_report([(question, answers[key]) for key, question in questions.items()]), marks=marks)
 
 
 def write_upload(predictions: Path, data: Path, out: Path) -> None:

@@ -33,7 +33,12 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     for name, run in runs.items():
         table += [[name, category, *(f"{of[column]:.1f}" for column in COLUMNS)] for category, of in run.items()]
     table.append(["mean", "all", f"{relative:.1f}", "", ""])
-    return ScoreReport(figures={"relative": relative, "runs": runs}, table=table, n=sum(map(len, reviews.values())))
+    grades: dict[str, list[float]] = defaultdict(list)
+    for review in (review for rows in reviews.values() for review in rows):
+        grades[str(review["question_id"])].append(review["tuple"][1] / 10)
+    marks = {key: sum(of) / len(of) for key, of in grades.items()}
+    figures = {"relative": relative, "runs": runs}
+    return ScoreReport(figures=figures, table=table, n=sum(map(len, reviews.values())), marks=marks)
 
 
 def summarize(reviews: list[Row]) -> dict[str, dict[str, float]]:

@@ -7,6 +7,7 @@ import csv
 import io
 import string
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -46,13 +47,14 @@ def score(predictions: Path, data: Path, names: tuple[str, ...] = ENGLISH) -> Sc
     groups: dict[int, list[bool]] = defaultdict(list)
     for index, hit in hits.items():
         groups[int(index) % ROTATION].append(hit)
-    return _report(
+    report = _report(
         {
             "circular": [all(group) for group in groups.values()],
             "vanilla": [hit for index, hit in hits.items() if int(index) < ROTATION],
             "all_rotations": list(hits.values()),
         }
     )
+    return replace(report, marks={str(index): float(all(group)) for index, group in groups.items()})
 
 
 def write_upload(predictions: Path, data: Path, out: Path, names: tuple[str, ...] = ENGLISH) -> None:

@@ -1,6 +1,7 @@
 """MME: yes/no questions in 14 sub-tasks, two to an image; the official tool's scoring and its answer files."""
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,9 +49,13 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     answers = _tool_answers(predictions) if predictions.is_dir() else _model_answers(predictions)
     check_ids((question for question, _ in answers), truths, predictions, source)
     hits: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    marks = {}
     for question, answer in answers:
-        hits[question.task][question.image].append(read_yes_no(answer) == truths[question][1].lower())
-    return _report({task: _task_scores(list(hits[task].values())) for task in PERCEPTION + COGNITION}, len(answers))
+        hit = read_yes_no(answer) == truths[question][1].lower()
+        hits[question.task][question.image].append(hit)
+        marks["/".join(question)] = float(hit)
+    scores = {task: _task_scores(list(hits[task].values())) for task in PERCEPTION + COGNITION}
+    return replace(_report(scores, len(answers)), marks=marks)
 
 
 def read_yes_no(answer: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def score(predictions: Path, data: Path) -> ScoreReport:
         "std": _one_digit(_deviation(runs)),
         "runs": list(map(_one_digit, runs)),
     }
-    return _report(figures, groups, len(grades))
+    marks = {key: _mean(scores) for key, scores in grades.items()}
+    return replace(_report(figures, groups, len(grades)), marks=marks)
 
 
 def write_upload(predictions: Path, data: Path, out: Path) -> None:

@@ -1,6 +1,7 @@
 """POPE: does the model see objects that are not there? Scored as LLaVA's eval_pope.py does."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from moe_llava.evaluate.scores.files import Row, locate, read_answers, read_jsonl
@@ -27,13 +28,14 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     check_ids((row["question_id"] for row in rows), (row["question_id"] for row in questions), predictions, source)
     said_yes = {row["question_id"]: says_yes(row["text"]) for row in rows}
     figures: dict[str, dict[str, float]] = {}
+    marks: dict[str, float] = {}
     for name in SETS:
         asked = [row for row in questions if row["category"] == name]
         labels = _labels(locate(data, f"coco/coco_pope_{name}.json"), asked)
-        figures[name] = binary_scores(
-            (said_yes[row["question_id"]], yes) for row, yes in zip(asked, labels, strict=True)
-        )
-    return _report(figures, len(rows))
+        pairs = [(said_yes[row["question_id"]], yes) for row, yes in zip(asked, labels, strict=True)]
+        figures[name] = binary_scores(pairs)
+        marks |= {str(row["question_id"]): float(said == yes) for row, (said, yes) in zip(asked, pairs, strict=True)}
+    return replace(_report(figures, len(rows)), marks=marks)
 
 
 def says_yes(text: str) -> bool:

@@ -1,6 +1,7 @@
 """ScienceQA test, scored as LLaVA's eval_science_qa.py does; the IMG figure is the one of the papers' tables."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     rows = read_answers(predictions, "prompt")
     check_ids((str(row["question_id"]) for row in rows), read_json(source)["test"], predictions, source)
     hits, image_hits = [], []
+    marks = {}
     for row in rows:
         problem = problems[str(row["question_id"])]
         hit = chosen_index(row["text"], len(problem["choices"])) == problem["answer"]
         hits.append(hit)
+        marks[str(row["question_id"])] = float(hit)
         if "<image>" in row["prompt"]:
             image_hits.append(hit)
-    return _report(hits, image_hits)
+    return replace(_report(hits, image_hits), marks=marks)
 
 
 def chosen_index(text: str, num_choices: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     questions, texts = _pair(predictions, data)
     types = {number: name for name, number in questions["question_type"].items()}
     hits: dict[str, dict[str, list[bool]]] = {"media": defaultdict(list), "types": defaultdict(list)}
+    marks = {}
     for question in questions["questions"]:
         hit = texts[str(question["question_id"])] == question["answer"]
         hits["media"][question["data_type"]].append(hit)
         hits["types"][types[question["question_type_id"]]].append(hit)
-    return _report(hits)
+        marks[str(question["question_id"])] = float(hit)
+    return replace(_report(hits), marks=marks)
 
 
 def write_upload(predictions: Path, data: Path, out: Path) -> None:

@@ -27,9 +27,10 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     check_ids(given, asked, predictions, source)
     human_answers = {key: row["answers"] for key, row in zip(asked, annotations, strict=True)}
     scores = [m4c_accuracy(row["text"], human_answers[key]) for key, row in zip(given, rows, strict=True)]
+    marks = {f"{image}: {question}": mark for (image, question), mark in zip(given, scores, strict=True)}
     accuracy = 100 * (sum(scores) / len(scores))
     table = [["n", "accuracy"], [str(len(scores)), f"{accuracy:.2f}"]]
-    return ScoreReport(figures={"accuracy": accuracy}, table=table, n=len(scores))
+    return ScoreReport(figures={"accuracy": accuracy}, table=table, n=len(scores), marks=marks)
 
 
 def question_of(prompt: str) -> str:

@@ -29,15 +29,12 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     rows = _results(predictions, data)
     check_ids((image for image, _ in rows), annotations, predictions, source)
     answers = dict(rows)
-    return report(
-        [
-            (
-                {"per_answer_type": row["answer_type"]},
-                agreement(normalize_vqa(flatten(answers[image])), [human["answer"] for human in row["answers"]]),
-            )
-            for image, row in annotations.items()
-        ]
-    )
+    marks = {
+        image: agreement(normalize_vqa(flatten(answers[image])), [human["answer"] for human in row["answers"]])
+        for image, row in annotations.items()
+    }
+    kinds = ({"per_answer_type": row["answer_type"]} for row in annotations.values())
+    return report(list(zip(kinds, marks.values(), strict=True)), marks)
 
 
 def write_upload(predictions: Path, data: Path, out: Path) -> None:

@@ -29,15 +29,14 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     rows = _results(predictions)
     check_ids((key for key, _ in rows), annotations, predictions, source)
     answers = dict(rows)
-    return report(
-        [
-            (_kinds(row), vqa_eval_accuracy(answers[key], [human["answer"] for human in row["answers"]]))
-            for key, row in annotations.items()
-        ]
-    )
+    marks = {
+        key: vqa_eval_accuracy(answers[key], [human["answer"] for human in row["answers"]])
+        for key, row in annotations.items()
+    }
+    return report([(_kinds(row), marks[key]) for key, row in annotations.items()], marks)
 
 
-def report(scored: list[tuple[dict[str, str], float]]) -> ScoreReport:
+def report(scored: list[tuple[dict[str, str], float]], marks: dict[str, float]) -> ScoreReport:
     """Return overall accuracy and accuracy per kind, from (kinds, accuracy in 0..1) of each question.
 
     Kinds name the groups a question is in, such as `{"per_answer_type": "yes/no"}`.
@@ -51,7 +50,7 @@ def report(scored: list[tuple[dict[str, str], float]]) -> ScoreReport:
     table = [["group", "n", "accuracy"], ["all", str(len(scored)), f"{overall:.2f}"]]
     for kind, of in splits.items():
         table += [[group, str(len(groups[kind][group])), f"{value:.2f}"] for group, value in of.items()]
-    return ScoreReport(figures={"accuracy": overall, **splits}, table=table, n=len(scored))
+    return ScoreReport(figures={"accuracy": overall, **splits}, table=table, n=len(scored), marks=marks)
 
 
 def write_upload(predictions: Path, data: Path, out: Path) -> None:
