@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_llava.checkpoint.folder import load_processor
+from moe_llava.data.pixels import llava_pixels
 from moe_llava.data.template import TEMPLATES
 from moe_llava.evaluate import scores
 from moe_llava.evaluate.benchmarks import Benchmark, Preprocessing
@@ -21,7 +22,6 @@ from moe_llava.evaluate.questions import Question, accuracy, is_right
 from moe_llava.evaluate.scores.files import read_answers
 from moe_llava.evaluate.scores.report import ScoreReport
 from moe_llava.generate.engine import Decoding, Engine, ImageSource
-from moe_llava.train.build import with_aspect_ratio
 from moe_llava.train.folder import write_json
 
 PREDICTIONS = "predictions.jsonl"
@@ -75,7 +75,7 @@ class Model:
         if preprocessing not in self._engines:
             plain = self._engines["model"]
             processor = copy.copy(plain.processor)
-            processor.image_processor = with_aspect_ratio(processor.image_processor, "square")
+            processor.image_processor = llava_pixels(processor.image_processor, pad=False)
             self._engines[preprocessing] = Engine(plain.model, processor)
         return self._engines[preprocessing]
 
