@@ -1,13 +1,12 @@
 """Time and memory of converting a published checkpoint of full size, of random weights.
 
-    python benchmarks/convert.py SCRATCH [--recipe recipes/stablelm-1.6b-x4.toml] [--random-layers 8]
+    python benchmarks/convert.py SCRATCH [--recipe recipes/stablelm-1.6b-x4.toml] [--random-layers 8] [--kind bin]
 
 SCRATCH needs room for the source, holes left where layers are zero, and for the result. Both are removed at the end.
 """
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPImageProcessor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -31,11 +31,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--recipe", default="recipes/stablelm-1.6b-x4.toml")
+    parser.add_argument("--kind", choices=("safetensors", "bin"), default="safetensors")
     parser.add_argument("--random-layers", type=int, default=1000, help="layers with random weights; the rest is zero")
     options = parser.parse_args()
     source, out, tower = (options.scratch / name for name in ("source", "out", "tower"))
     try:
-        largest, total = make_source(options.recipe, source, tower, options.random_layers)
+        largest, total = make_source(options.recipe, source, tower, options.random_layers, options.kind)
         idle, _ = run([str(options.scratch / "nowhere"), str(out)])
         peak, seconds = run([str(source), str(out), "--vision-tower", str(tower)])
         print(f"source: {total / 1e9:.2f} GB, largest shard {largest / 1e9:.2f} GB")
@@ -47,7 +48,7 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_source(recipe: str, source: Path, tower: Path, random_layers: int) -> tuple[int, int]:
+def make_source(recipe: str, source: Path, tower: Path, random_layers: int, kind: str) -> tuple[int, int]:
     """A stage III checkpoint in bf16, in the original's shards of 5 GB; bytes of the largest and of all."""
     plan = load_recipe(recipe)
     config = stage_config(plan, list(plan.stages)[-1])
@@ -66,6 +67,8 @@ def make_source(recipe: str, source: Path, tower: Path, random_layers: int) -> t
     tower.mkdir()
     write_model(source, specs, tensors(), shard_bytes=5 * 10**9)
     shards = sorted(source.glob("*.safetensors"))
+    if kind == "bin":
+        shards = [as_bin(shard) for shard in shards]
     for shard in shards:
         subprocess.run(["fallocate", "--dig-holes", str(shard)], check=False)
     (source / "config.json").write_text(json.dumps(original_config(model, "a-tower")))
@@ -75,12 +78,24 @@ def make_source(recipe: str, source: Path, tower: Path, random_layers: int) -> t
     return max(sizes), sum(sizes)
 
 
+def as_bin(shard: Path) -> Path:
+    """The same tensors as torch saves them, mapped while they are written."""
+    path = shard.with_name(f"pytorch_{shard.stem}.bin")
+    torch.save(load_file(shard), path)
+    shard.unlink()
+    (shard.parent / "model.safetensors.index.json").unlink(missing_ok=True)
+    return path
+
+
 def run(arguments: list[str]) -> tuple[int, float]:
     """Peak memory in bytes and seconds of one conversion by the command."""
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "moe_llava.cli", "convert", *arguments])
-    _, _, usage = os.wait4(process.pid, 0)
-    return usage.ru_maxrss * 1024, time.perf_counter() - started
+    # Read by the process itself: what the kernel tells a parent counts the parent's own memory before `exec`.
+    code = "import sys; from moe_llava.cli import main; main(sys.argv[1:])\n"
+    code += "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    done = subprocess.run([sys.executable, "-c", code, "convert", *arguments], stdout=subprocess.PIPE, text=True)
+    peak = int(done.stdout.split("VmHWM:")[1].split()[0])
+    return peak * 1024, time.perf_counter() - started
 
 
 if __name__ == "__main__":

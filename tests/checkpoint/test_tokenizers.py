@@ -117,7 +117,7 @@ def test_recorded_rows_with_tokenizers_read_from_files(fixtures: Path, tmp_path:
             family = FAMILIES[{"vicuna": "llama", "plain": "llama"}.get(template, template)]
             tokenizer, _ = read_tokenizer(source, family, AutoConfig.for_model("llama", vocab_size=2000))
             assert tokenizer is not None
-            tokenizer.eos_token = eos_token
+            assert tokenizer.eos_token == eos_token
             MoeLlavaProcessor(None, tokenizer, chat_template=template).save_pretrained(tmp_path / f"saved{len(loaded)}")
             loaded[key] = MoeLlavaProcessor.from_pretrained(tmp_path / f"saved{len(loaded)}")
         assert _encoded_as_the_original(loaded[key], row) == (row["input_ids"], row["labels"]), row["case"]

@@ -15,7 +15,7 @@ class Family:
     Args:
         model_type: transformers' name of the architecture.
         template: chat template of the published models.
-        end_mark: token that ends an answer.
+        end_mark: token that ends an answer; `None` for the end mark that the tokenizer itself states.
         fields: our configuration field -> its name there, or how it follows from what stands there. Fields of the
             same name are taken over.
         names: (pattern, replacement) for tensor names, after those of `COMMON_NAMES`.
@@ -25,7 +25,7 @@ class Family:
 
     model_type: str
     template: str
-    end_mark: str
+    end_mark: str | None = None
     fields: Mapping[str, Field] = field(default_factory=dict)
     names: tuple[tuple[str, str], ...] = ()
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -65,8 +65,8 @@ IGNORED = (
 )
 IGNORED_IN_TOWER = (*IGNORED, r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_(scale|bias)$")
 
-LLAMA = Family("llama", "vicuna", "</s>")
-MISTRAL = Family("mistral", "vicuna", "</s>")
+LLAMA = Family("llama", "vicuna")
+MISTRAL = Family("mistral", "vicuna")
 QWEN1_5 = Family("qwen2", "qwen", "<|endoftext|>")
 PHI = Family("phi", "phi", "<|endoftext|>", zeros=("lm_head.bias",))
 STABLELM = Family(
@@ -109,7 +109,6 @@ QWEN = Family(
 MINICPM = Family(
     "granite",
     "vicuna",
-    "</s>",
     fields={
         "embedding_multiplier": lambda there: 1.0,
         "attention_multiplier": lambda there: (there["hidden_size"] / there["num_attention_heads"]) ** -0.5,

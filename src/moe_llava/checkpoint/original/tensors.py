@@ -14,6 +14,7 @@ from moe_llava.checkpoint.stream import DTYPES, Spec
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 PARTS = (("model-*.safetensors", ".safetensors"), ("pytorch_model-*.bin", ".bin"))
+REMAP_BYTES = 2**28
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -62,6 +63,7 @@ class TensorReader:
     def __init__(self, files: list[TensorFile]) -> None:
         self.files = files
         self._mapped: tuple[Path, dict[str, Tensor]] | None = None
+        self._touched = 0
 
     def read(self, file: int, name: str) -> Tensor:
         path = self.files[file].path
@@ -69,10 +71,13 @@ class TensorReader:
             # Opened for each tensor, so that the pages of the last one are given back.
             with _readable(path), safe_open(path, framework="pt") as opened:
                 return opened.get_tensor(name)
-        if self._mapped is None or self._mapped[0] != path:
-            self._mapped = None
+        if self._mapped is None or self._mapped[0] != path or self._touched > REMAP_BYTES:
+            # Mapped anew now and then, so that the pages read before are given back.
+            self._mapped, self._touched = None, 0
             self._mapped = (path, _load_bin(path))
-        return self._mapped[1][name]
+        tensor = self._mapped[1][name]
+        self._touched += tensor.nbytes
+        return tensor
 
 
 def _load_bin(path: Path) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def read_tokenizer(
             f"{folder} has no tokenizer (none of {', '.join(_FILES)}): the result has weights and configuration only "
             "and cannot chat. Put the files of the original there and convert again."
         )
-    if family.end_mark in tokenizer.get_vocab():
+    if family.end_mark and family.end_mark in tokenizer.get_vocab():
         tokenizer.eos_token = family.end_mark
     _choose_pad(tokenizer, config)
     prepare_tokenizer(tokenizer)
