@@ -82,6 +82,7 @@ def ask(
         Request(
             messages=({"role": "user", "content": place_images(item.question, int(item.image is not None))},),
             images=(item.image,) if item.image else (),
+            id=item.id,
         )
         for item in questions
     ]

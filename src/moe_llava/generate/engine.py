@@ -24,10 +24,14 @@ ImageSource = str | Path | Image.Image
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation that waits for its next answer; each `<image>` in it stands for one of `images`, in order."""
+    """A conversation that waits for its next answer; each `<image>` in it stands for one of `images`, in order.
+
+    `id` names it to an observer of the engine.
+    """
 
     messages: tuple[dict[str, str], ...]
     images: tuple[ImageSource, ...] = ()
+    id: str = ""
 
 
 def place_images(prompt: str, count: int) -> str:
@@ -57,11 +61,16 @@ class Decoding:
 
 @dataclass
 class Engine:
-    """Answers requests with one model. `cache_bytes` bounds the patch features kept of images seen before."""
+    """Answers requests with one model.
+
+    `cache_bytes` bounds the patch features kept of images seen before. `observer` is told, before each pass that starts
+    sequences, which requests are the rows of its batch.
+    """
 
     model: MoeLlavaForConditionalGeneration
     processor: MoeLlavaProcessor
     cache_bytes: int = 2**30
+    observer: Callable[[Sequence[Request]], None] | None = None
     _features: OrderedDict[str, Tensor] = field(default_factory=OrderedDict, repr=False)
 
     @classmethod
@@ -101,6 +110,8 @@ class Engine:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             inputs = self._inputs([prompts[index] for index in batch], [requests[index].images for index in batch])
+            if self.observer:
+                self.observer([requests[index] for index in batch])
             output = self.model.generate(**inputs, **self._arguments(decoding))
             texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for index, text in zip(batch, texts, strict=True):
@@ -116,6 +127,8 @@ class Engine:
         arguments = self._arguments(decoding or Decoding())
         with torch.inference_mode():
             inputs = self._inputs([self._prompt(request)], [request.images])
+        if self.observer:
+            self.observer([request])
         errors: list[BaseException] = []
 
         def run() -> None:

@@ -1,0 +1,73 @@
+"""What a trace shows, in a few plain sentences."""
+
+from moe_llava.routing.paths import PathTable
+from moe_llava.routing.statistics import MODALITIES, RouteStatistics
+
+
+def findings(statistics: RouteStatistics, paths: list[PathTable]) -> list[str]:
+    """Sentences on load, idle experts, modality, decisiveness and paths. What they say is description, not cause."""
+    if not statistics.tokens.sum():
+        return ["No token was traced."]
+    sentences = [_traced(statistics), _load(statistics), _dead(statistics)]
+    if len(statistics.present()) == len(MODALITIES):
+        sentences.append(_modality(statistics))
+    sentences.append(_decided(statistics))
+    return sentences + [_path(table) for table in paths if table.paths]
+
+
+def _traced(statistics: RouteStatistics) -> str:
+    info = statistics.info
+    text, image = (int(count) for count in statistics.tokens)
+    return (
+        f"{text:,} text tokens and {image:,} image patches of {statistics.samples:,} samples went through "
+        f"{len(info.layers)} sparse layers of {info.num_experts} experts, {info.top_k} for each token."
+    )
+
+
+def _load(statistics: RouteStatistics) -> str:
+    load, violation = statistics.load(), statistics.max_violation()
+    place = int(violation.argmax())
+    return (
+        f"The most uneven layer is {statistics.info.layers[place]}: its busiest expert gets {load[place].max():.1%} of "
+        f"the choices, where {1 / statistics.info.num_experts:.1%} is even (MaxVio {violation[place]:.2f})."
+    )
+
+
+def _dead(statistics: RouteStatistics) -> str:
+    dead = statistics.dead()
+    if not dead:
+        return "Every expert was chosen by some token."
+    number = statistics.info.num_experts * len(statistics.info.layers)
+    return f"{len(dead)} of {number} experts were chosen by no token."
+
+
+def _modality(statistics: RouteStatistics) -> str:
+    information, most = statistics.information(), statistics.modality_entropy()
+    place = int(information.argmax())
+    share = information[place] / max(most, 1e-12)
+    kept = "next to nothing" if share < 0.01 else "little" if share < 0.1 else "a part" if share < 0.5 else "most"
+    return (
+        f"The first expert tells {kept} of whether a token is text or image: at most {information[place]:.3f} of "
+        f"{most:.3f} bits ({share:.0%}), in layer {statistics.info.layers[place]}."
+    )
+
+
+def _decided(statistics: RouteStatistics) -> str:
+    means = [
+        f"{MODALITIES[kind]} {statistics.mean_entropy(kind).mean():.0%} and {statistics.mean_margin(kind).mean():.2f}"
+        for kind in statistics.present()
+    ]
+    return (
+        "Entropy of the routers as a share of the largest possible, and the margin between their first two "
+        f"probabilities, mean over layers: {'; '.join(means)}."
+    )
+
+
+def _path(table: PathTable) -> str:
+    best = table.paths[0]
+    steps = " → ".join(",".join(map(str, experts)) for experts in best.experts)
+    what = "image patches" if table.kind == MODALITIES.index("image") else "text tokens"
+    return (
+        f"The path most travelled by {what} is {steps}: {best.token_share:.1%} of them, in {best.sample_share:.0%} "
+        f"of the samples; there are {table.distinct:,} different ones."
+    )
