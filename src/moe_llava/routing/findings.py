@@ -1,5 +1,7 @@
 """What a trace shows, in a few plain sentences."""
 
+from itertools import pairwise
+
 from moe_llava.routing.paths import PathTable
 from moe_llava.routing.statistics import MODALITIES, RouteStatistics
 
@@ -15,6 +17,19 @@ def findings(statistics: RouteStatistics, paths: list[PathTable]) -> list[str]:
     return sentences + [_path(table) for table in paths if table.paths]
 
 
+def percent(share: float) -> str:
+    """A share in percent with two digits that tell something."""
+    return f"{100 * share:.0f}\u00a0%" if share >= 0.1 else f"{100 * share:.2g}\u00a0%"
+
+
+def layer_names(layers: tuple[int, ...]) -> str:
+    """Indices of layers for reading: a series of one step is cut short."""
+    steps = {after - before for before, after in pairwise(layers)}
+    if len(layers) > 4 and len(steps) == 1:
+        return f"{layers[0]}, {layers[1]}, … {layers[-1]}"
+    return ", ".join(map(str, layers))
+
+
 def _traced(statistics: RouteStatistics) -> str:
     info = statistics.info
     text, image = (int(count) for count in statistics.tokens)
@@ -28,8 +43,9 @@ def _load(statistics: RouteStatistics) -> str:
     load, violation = statistics.load(), statistics.max_violation()
     place = int(violation.argmax())
     return (
-        f"The most uneven layer is {statistics.info.layers[place]}: its busiest expert gets {load[place].max():.1%} of "
-        f"the choices, where {1 / statistics.info.num_experts:.1%} is even (MaxVio {violation[place]:.2f})."
+        f"The most uneven layer is {statistics.info.layers[place]}: its busiest expert gets "
+        f"{percent(load[place].max())} of the choices, where {percent(1 / statistics.info.num_experts)} is even "
+        f"(MaxVio {violation[place]:.2f})."
     )
 
 
@@ -48,15 +64,16 @@ def _modality(statistics: RouteStatistics) -> str:
     kept = "next to nothing" if share < 0.01 else "little" if share < 0.1 else "a part" if share < 0.5 else "most"
     return (
         f"The first expert tells {kept} of whether a token is text or image: at most {information[place]:.3f} of "
-        f"{most:.3f} bits ({share:.0%}), in layer {statistics.info.layers[place]}."
+        f"{most:.3f} bits ({percent(share)}), in layer {statistics.info.layers[place]}."
     )
 
 
 def _decided(statistics: RouteStatistics) -> str:
-    means = [
-        f"{MODALITIES[kind]} {statistics.mean_entropy(kind).mean():.0%} and {statistics.mean_margin(kind).mean():.2f}"
+    spreads = [
+        (MODALITIES[kind], statistics.mean_entropy(kind).mean(), statistics.mean_margin(kind).mean())
         for kind in statistics.present()
     ]
+    means = [f"{name} {percent(entropy)} and {margin:.2f}" for name, entropy, margin in spreads]
     return (
         "Entropy of the routers as a share of the largest possible, and the margin between their first two "
         f"probabilities, mean over layers: {'; '.join(means)}."
@@ -64,10 +81,12 @@ def _decided(statistics: RouteStatistics) -> str:
 
 
 def _path(table: PathTable) -> str:
-    best = table.paths[0]
-    steps = " → ".join(",".join(map(str, experts)) for experts in best.experts)
     what = "image patches" if table.kind == MODALITIES.index("image") else "text tokens"
+    best = table.paths[0]
+    if best.tokens == 1:
+        return f"No two {what} took the same path through all sparse layers."
+    steps = " → ".join(",".join(map(str, experts)) for experts in best.experts)
     return (
-        f"The path most travelled by {what} is {steps}: {best.token_share:.1%} of them, in {best.sample_share:.0%} "
-        f"of the samples; there are {table.distinct:,} different ones."
+        f"The path most travelled by {what} is {steps}: {percent(best.token_share)} of them, in "
+        f"{percent(best.sample_share)} of the samples; there are {table.distinct:,} different ones."
     )

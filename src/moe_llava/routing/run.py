@@ -14,10 +14,9 @@ from moe_llava.data.problems import DataError
 from moe_llava.data.records import read_records
 from moe_llava.evaluate.questions import Question, ask, is_right, read_questions
 from moe_llava.generate.engine import Engine, Request
-from moe_llava.routing.findings import findings
-from moe_llava.routing.paths import travelled
+from moe_llava.routing.examples import spread_out
+from moe_llava.routing.report import write_report
 from moe_llava.routing.routes import RouteFile
-from moe_llava.routing.statistics import gather
 from moe_llava.routing.trace import Trace
 
 
@@ -132,7 +131,7 @@ def route(
 ) -> dict[str, Any]:
     """Trace a model on a file of data and draw the report; return the figures, with sentences in `findings`.
 
-    Writes `routes.parquet`, `samples.jsonl` and `statistics.json` to `out`.
+    Writes `routes.parquet`, `samples.jsonl`, `statistics.json`, `report.html` and `figures/` to `out`.
 
     Raises:
         ValueError: the data or the model cannot be read, the model is dense, or `out` holds routes already.
@@ -144,10 +143,9 @@ def route(
     engine = Engine.load(model)
     samples = trace_data(engine, items, routes, model=str(model), max_new_tokens=max_new_tokens, batch_size=batch_size)
     _write(out / "samples.jsonl", "".join(sample.line() + "\n" for sample in samples))
+    shown = spread_out([sample.id for sample in samples], [sample.images for sample in samples], examples)
     with RouteFile(routes) as file:
-        statistics = gather(file)
-        paths = [travelled(file, kind) for kind in statistics.present()]
-    summary = statistics.summary() | {"findings": findings(statistics, paths)}
+        summary = write_report(file, out / "report.html", engine.processor, shown, out / "figures")
     _write(out / "statistics.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
