@@ -34,10 +34,12 @@ def write_routes(
         image=np.where(is_image, 0, -1),
         patch_row=np.where(is_image, place // columns % rows, -1),
         patch_column=np.where(is_image, place % columns, -1),
-        choices=Choices(experts.astype(np.int16), np.full(experts.shape, 1 / top_k, dtype=np.float32), spread, spread),
     )
+    choices = Choices(experts.astype(np.int16), np.full(experts.shape, 1 / top_k, dtype=np.float32), spread, spread)
     writer = RouteWriter(path, info)
     names = [f"s{number}" for number in token_rows.sample]
-    writer.write(token_rows, names, list(texts) if texts else ["<image>" if one else "word" for one in is_image])
+    writer.write(
+        token_rows, choices, names, list(texts) if texts else ["<image>" if one else "word" for one in is_image]
+    )
     writer.close()
     return RouteFile(path)

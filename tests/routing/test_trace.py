@@ -160,26 +160,25 @@ def test_what_cannot_be_traced_is_refused(vlm: Assistant, tiny: Tiny, tmp_path: 
 def test_rows_are_buffered_by_the_group_whatever_their_number(vlm: Assistant, tmp_path: Path) -> None:
     with vlm.trace() as trace:
         vlm.chat("Hello", decoding=Decoding(max_new_tokens=2))
-    choices = next(iter(RouteFile(trace.path).routes()))
-    count = len(choices.sample)
+    read = next(iter(RouteFile(trace.path).routes()))
+    count = len(read.sample)
+    choices = Choices(read.experts, read.weights, read.entropy, read.margin)
 
     def piece(number: int) -> TokenRows:
         one = np.full(count, number)
-        picked = {"experts": choices.experts, "weights": choices.weights}
-        kept = Choices(**picked, entropy=choices.entropy, margin=choices.margin)
-        return TokenRows(one, np.arange(count), one * 0, one, one * 0 - 1, one * 0 - 1, one * 0 - 1, kept)
+        return TokenRows(one, np.arange(count), one * 0, one, one * 0 - 1, one * 0 - 1, one * 0 - 1)
 
     writer = RouteWriter(tmp_path / "many.parquet", trace.info)
     writer.rows_per_group = 100
     for number in range(60):
-        writer.write(piece(number), ["a"] * count, ["b"] * count)
+        writer.write(piece(number), choices, ["a"] * count, ["b"] * count)
         assert writer.buffered < 100 + count
     writer.close()
     with RouteFile(tmp_path / "many.parquet") as file:
         assert file.rows == 60 * count
         assert file._file.metadata.num_row_groups > 5
-        read = np.concatenate([part.sample for part in file.routes(size=37)])
-    assert read.tolist() == np.repeat(np.arange(60), count).tolist()
+        samples = np.concatenate([part.sample for part in file.routes(size=37)])
+    assert samples.tolist() == np.repeat(np.arange(60), count).tolist()
 
 
 def test_conversations_are_read_with_their_answers(vlm: Assistant, tiny: Tiny, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Forward hooks: what the routers of a model decide, pass by pass, as arrays."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,11 @@ class Choices:
     entropy: Float[np.ndarray, "token layer"]
     margin: Float[np.ndarray, "token layer"]
 
-    def take(self, tokens: Int[np.ndarray, " kept"]) -> "Choices":
-        """Those of some of the tokens."""
-        return Choices(self.experts[tokens], self.weights[tokens], self.entropy[tokens], self.margin[tokens])
+    @classmethod
+    def join(cls, pieces: Sequence["Choices"]) -> "Choices":
+        """Several after one another."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in names})
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class RoutedPass:
         continues: whether the pass goes on where the last one stopped, from a cache.
         row: of the batch, for each token.
         answer: where `labels` were given and supervise the token.
+        layers: logits, weights and experts of each sparse layer, padding included, where the routers left them.
+        places: of the real tokens among those of `layers`.
     """
 
     batch: int
@@ -50,7 +54,13 @@ class RoutedPass:
     input_ids: Int[np.ndarray, " token"]
     row: Int[np.ndarray, " token"]
     answer: Bool[np.ndarray, " token"]
-    choices: Choices
+    layers: list[tuple[Tensor, Tensor, Tensor]]
+    places: Int[np.ndarray, " token"]
+
+    @property
+    def numbers(self) -> int:
+        """How many logits it holds."""
+        return sum(logits.numel() for logits, _, _ in self.layers)
 
 
 class RouteRecorder:
@@ -68,7 +78,7 @@ class RouteRecorder:
             raise ValueError("The model is dense: it has no routers to trace. Give the folder of a sparse stage.")
         self._model = model
         self._receive: Callable[[RoutedPass], None] | None = None
-        self._layers: list[tuple[Tensor, ...]] | None = None
+        self._layers: list[tuple[Tensor, Tensor, Tensor]] | None = None
         self._continues = False
         self._handles: list[RemovableHandle] = []
 
@@ -93,54 +103,63 @@ class RouteRecorder:
         self._continues = cache is not None and int(cache.get_seq_length()) > 0
         self._layers = []
 
-    @torch.no_grad()
     def _routed(self, router: Any, args: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         if self._layers is not None:
             logits, weights, experts = output
-            probability = logits.detach().softmax(dim=-1)
-            self._layers.append((experts, weights.detach(), router_entropy(probability), router_margin(probability)))
+            self._layers.append((logits.detach(), weights.detach(), experts))
 
-    @torch.no_grad()
     def _after(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         layers, self._layers = self._layers, None
         input_ids = args[0] if args else kwargs.get("input_ids")
         if input_ids is None:
             raise ValueError("A pass with inputs_embeds has no tokens to name: trace passes that give input_ids.")
         assert layers is not None and self._receive is not None
-        real = _real_tokens(input_ids, kwargs.get("attention_mask"))
+        ids = input_ids.cpu().numpy()
+        places = np.flatnonzero(_real_tokens(ids, kwargs.get("attention_mask")))
         labels = kwargs.get("labels")
-        answer = np.zeros(int(real.sum()), dtype=bool) if labels is None else (labels[real] != -100).cpu().numpy()
+        answer = np.zeros(len(places), bool) if labels is None else labels.cpu().numpy().reshape(-1)[places] != -100
         self._receive(
             RoutedPass(
-                batch=len(input_ids),
+                batch=len(ids),
                 continues=self._continues,
-                input_ids=input_ids[real].cpu().numpy(),
-                row=real.nonzero()[:, 0].cpu().numpy(),
+                input_ids=ids.reshape(-1)[places],
+                row=places // ids.shape[1],
                 answer=answer,
-                choices=_gather(layers, None if bool(real.all()) else real.flatten()),
+                layers=layers,
+                places=places,
             )
         )
 
 
-def _real_tokens(input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None) -> Bool[Tensor, "batch token"]:
+def _real_tokens(ids: Int[np.ndarray, "batch token"], attention_mask: Tensor | None) -> Bool[np.ndarray, "batch token"]:
     """Where tokens are no padding; after a cache, the mask also covers what was read before."""
     if attention_mask is None:
-        return torch.ones_like(input_ids, dtype=torch.bool)
+        return np.ones(ids.shape, dtype=bool)
     if attention_mask.ndim != 2:
         raise ValueError("Tracing needs a mask of (batch, token), to tell padding from tokens.")
-    return attention_mask[:, -input_ids.shape[1] :].bool()
+    return attention_mask[:, -ids.shape[1] :].cpu().numpy().astype(bool)
 
 
-def _gather(layers: list[tuple[Tensor, ...]], real: Bool[Tensor, " all_tokens"] | None) -> Choices:
-    """The layers' tensors in one array each, token first, without padding; one copy from the device an array."""
+@torch.no_grad()
+def gather(passes: Sequence[tuple[RoutedPass, Int[np.ndarray, " token"]]]) -> Choices:
+    """What was chosen for some tokens (places in its `layers`) of each of several passes, one after the other.
 
-    def stack(number: int, dtype: torch.dtype) -> np.ndarray:
-        tensor = torch.stack([layer[number] for layer in layers], dim=1)
-        return (tensor if real is None else tensor[real]).to(dtype).cpu().numpy()
+    Many short passes cost little more than one long one.
+    """
+    columns: tuple[list[Tensor], ...] = ([], [], [], [])
+    for layer in range(len(passes[0][0].layers)):
+        logits, weights, experts = (
+            torch.cat([_pick(done.layers[layer][number], places) for done, places in passes]) for number in range(3)
+        )
+        probability = logits.softmax(dim=-1)
+        values = (experts, weights, router_entropy(probability), router_margin(probability))
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    experts, *others = (torch.stack(column, dim=1) for column in columns)
+    return Choices(experts.to(torch.int16).cpu().numpy(), *(other.float().cpu().numpy() for other in others))
 
-    return Choices(
-        experts=stack(0, torch.int16),
-        weights=stack(1, torch.float32),
-        entropy=stack(2, torch.float32),
-        margin=stack(3, torch.float32),
-    )
+
+def _pick(values: Tensor, places: Int[np.ndarray, " token"]) -> Tensor:
+    if len(places) == len(values):
+        return values
+    return values[torch.from_numpy(places).to(values.device)]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -63,17 +63,22 @@ class TokenRows:
     image: Int[np.ndarray, " token"]
     patch_row: Int[np.ndarray, " token"]
     patch_column: Int[np.ndarray, " token"]
-    choices: Choices
 
     def __len__(self) -> int:
         return len(self.sample)
+
+    @classmethod
+    def join(cls, pieces: Sequence["TokenRows"]) -> "TokenRows":
+        """Several after one another."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in names})
 
 
 def schema(info: RouteInfo) -> Any:
     """The Arrow schema of a file of routes; `docs/routing.md` explains its columns."""
     arrow, _ = parquet()
     layers, short_word = len(info.layers), arrow.dictionary(arrow.int8(), arrow.string())
-    fields = [
+    columns = [
         ("sample", arrow.int32()),
         ("id", arrow.string()),
         ("position", arrow.int32()),
@@ -89,7 +94,7 @@ def schema(info: RouteInfo) -> Any:
         ("entropy", arrow.list_(arrow.float32(), layers)),
         ("margin", arrow.list_(arrow.float32(), layers)),
     ]
-    return arrow.schema(fields, metadata={_KEY: json.dumps(asdict(info)).encode()})
+    return arrow.schema(columns, metadata={_KEY: json.dumps(asdict(info)).encode()})
 
 
 class RouteWriter:
@@ -105,28 +110,36 @@ class RouteWriter:
         bytes_per_row = len(info.layers) * (6 * info.top_k + 8) + 60
         self.rows_per_group = max(1024, ROW_GROUP_BYTES // bytes_per_row)
         self._schema = schema(info)
-        self._tables: list[Any] = []
+        self._pieces: list[TokenRows] = []
+        self._choices: list[Choices] = []
+        self._ids: list[str] = []
+        self._tokens: list[str] = []
         self._beside = path.with_name(path.name + ".writing")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = self._parquet.ParquetWriter(self._beside, self._schema)
 
-    def write(self, rows: TokenRows, ids: Sequence[str], tokens: Sequence[str]) -> None:
+    def write(self, rows: TokenRows, choices: Choices, ids: Sequence[str], tokens: Sequence[str]) -> None:
         """Add some tokens. `ids` names the sample and `tokens` holds the text of each."""
-        self._tables.append(_table(rows, ids, tokens, self._schema))
+        self._pieces.append(rows)
+        self._choices.append(choices)
+        self._ids += ids
+        self._tokens += tokens
         self.rows += len(rows)
         self.buffered += len(rows)
         if self.buffered >= self.rows_per_group:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
-        arrow, _ = parquet()
-        if self._tables:
-            self._writer.write_table(arrow.concat_tables(self._tables), row_group_size=self.rows_per_group)
-        self._tables, self.buffered = [], 0
+    def flush(self) -> None:
+        """Write what is buffered."""
+        if self._pieces:
+            rows, choices = TokenRows.join(self._pieces), Choices.join(self._choices)
+            table = _table(rows, choices, self._ids, self._tokens, self._schema)
+            self._writer.write_table(table, row_group_size=self.rows_per_group)
+        self._pieces, self._choices, self._ids, self._tokens, self.buffered = [], [], [], [], 0
 
     def close(self) -> None:
         """Write what is left and give the file its name."""
-        self._flush()
+        self.flush()
         self._writer.close()
         self._beside.replace(self.path)
 
@@ -136,7 +149,7 @@ class RouteWriter:
         self._beside.unlink(missing_ok=True)
 
 
-def _table(rows: TokenRows, ids: Sequence[str], tokens: Sequence[str], layout: Any) -> Any:
+def _table(rows: TokenRows, choices: Choices, ids: Sequence[str], tokens: Sequence[str], layout: Any) -> Any:
     arrow, _ = parquet()
     is_text = rows.image < 0
 
@@ -164,10 +177,10 @@ def _table(rows: TokenRows, ids: Sequence[str], tokens: Sequence[str], layout: A
             where_image(rows.image),
             where_image(rows.patch_row),
             where_image(rows.patch_column),
-            lists(rows.choices.experts),
-            lists(rows.choices.weights),
-            lists(rows.choices.entropy),
-            lists(rows.choices.margin),
+            lists(choices.experts),
+            lists(choices.weights),
+            lists(choices.entropy),
+            lists(choices.margin),
         ],
         schema=layout,
     )

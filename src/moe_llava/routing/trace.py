@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_llava.generate.engine import Engine, Request
 from moe_llava.model.vision import patch_grid
-from moe_llava.routing.recorder import RoutedPass, RouteRecorder
+from moe_llava.routing.recorder import RoutedPass, RouteRecorder, gather
 from moe_llava.routing.routes import PARTS, RouteFile, RouteInfo, RouteWriter, TokenRows, parquet
 
 if TYPE_CHECKING:
     from moe_llava.routing.statistics import RouteStatistics
 
 KEPT_REQUESTS = 12
+PENDING_NUMBERS = 2**20
 PROMPT, ANSWER, GENERATED = range(len(PARTS))
 
 
@@ -64,6 +66,8 @@ class Trace:
         self._ids: list[str] = []
         self._rows = _Rows(0, 0)
         self._writer: RouteWriter | None = None
+        self._pending: list[_Pending] = []
+        self._numbers = 0
 
     def _temporary(self) -> Path:
         """A folder that lives as long as this object."""
@@ -86,6 +90,7 @@ class Trace:
         self._engine.observer = None
         assert self._writer is not None
         if error is None:
+            self._settle()
             self._writer.close()
         else:
             self._writer.discard()
@@ -109,10 +114,21 @@ class Trace:
         one_each = done.continues and len(done.row) == done.batch
         kept = self._rows.still_open(done.input_ids, self._ends) if one_each else slice(None)
         rows = self._token_rows(done, kept, generated=one_each)
+        names = [self._ids[row] for row in done.row[kept].tolist()]
+        self._pending.append(_Pending(done, done.places[kept], rows, names))
+        self._numbers += done.numbers
+        if self._numbers >= PENDING_NUMBERS:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Hand what is pending to the writer."""
+        pending, self._pending, self._numbers = self._pending, [], 0
+        rows = TokenRows.join([piece.rows for piece in pending]) if pending else ()
         if len(rows):
-            names = [self._ids[row] for row in done.row[kept].tolist()]
-            assert self._writer is not None
-            self._writer.write(rows, names, self._texts(rows.token_id.tolist()))
+            assert self._writer is not None and isinstance(rows, TokenRows)
+            choices = gather([(piece.done, piece.places) for piece in pending])
+            ids = [name for piece in pending for name in piece.ids]
+            self._writer.write(rows, choices, ids, self._texts(rows.token_id.tolist()))
 
     def _token_rows(self, done: RoutedPass, kept: Any, generated: bool) -> TokenRows:
         row, token_id = done.row[kept], done.input_ids[kept]
@@ -123,7 +139,6 @@ class Trace:
         image, patch = np.where(is_image, patches // length, -1), patches % length + self._first_cell
         columns = self.info.grid[1] if self.info.grid else 0
         part = np.full(len(row), GENERATED) if generated else np.where(done.answer[kept], ANSWER, PROMPT)
-        choices = done.choices
         return TokenRows(
             sample=self._rows.first + row,
             position=position,
@@ -132,8 +147,13 @@ class Trace:
             image=image,
             patch_row=np.where(is_image, patch // columns, -1) if columns else np.full(len(row), -1),
             patch_column=np.where(is_image, patch % columns, -1) if columns else np.full(len(row), -1),
-            choices=choices if isinstance(kept, slice) else choices.take(kept),
         )
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        assert self._writer is not None
+        self._settle()
+        self._writer.flush()
 
     def table(self) -> Any:
         """All routes as one Arrow table, in memory: `.to_pandas()` makes a data frame of it."""
@@ -145,10 +165,10 @@ class Trace:
 
     def statistics(self) -> "RouteStatistics":
         """Loads, entropies, transitions, by modality."""
-        from moe_llava.routing.statistics import gather
+        from moe_llava.routing import statistics
 
         with self._read() as file:
-            return gather(file)
+            return statistics.gather(file)
 
     def report(self, path: str | Path, figures: str | Path | None = None) -> None:
         """Write the report as one HTML file, and its figures as PNG and SVG into a folder if one is given."""
@@ -162,6 +182,16 @@ class Trace:
         if not self.path.is_file():
             raise ValueError("The trace is not finished: leave its `with` block first.")
         return RouteFile(self.path)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A pass whose routers' output is yet to be read: reading many at once is cheaper, above all from a GPU."""
+
+    done: RoutedPass
+    places: np.ndarray
+    rows: TokenRows
+    ids: list[str]
 
 
 class _Rows:
