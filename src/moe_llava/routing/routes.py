@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from moe_llava.routing.recorder import Choices
 
 PARTS = ("prompt", "answer", "generated")
-ROW_GROUP_BYTES = 8 * 2**20
+ROW_GROUP_BYTES = 2 * 2**20
 _KEY = b"moe_llava"
 
 
@@ -98,7 +98,7 @@ def schema(info: RouteInfo) -> Any:
 
 
 class RouteWriter:
-    """Writes rows to `path`, in groups of about 8 MiB; what is not closed is not there.
+    """Writes rows to `path`, in groups of about 2 MiB; what is not closed is not there.
 
     `buffered` never exceeds `rows_per_group` by more than one forward pass.
     """
