@@ -3,10 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from moe_llava.generate.engine import Decoding, Engine, ImageSource, Request, place_images
+
+if TYPE_CHECKING:
+    from moe_llava.routing.trace import Trace
 
 Images = ImageSource | Sequence[ImageSource] | None
 
@@ -67,6 +71,19 @@ class Assistant:
         """Answers to many prompts, in order."""
         requests = [_request(prompt, images, history) for prompt, images in prompts]
         return self.engine.answer(requests, decoding, batch_size=batch_size)
+
+    def trace(self, path: str | Path | None = None) -> "Trace":
+        """Record who answers: `with vlm.trace() as routing: vlm.chat(...)`, then `routing.report("routing.html")`.
+
+        Args:
+            path: where to keep the routes (Parquet); without, they go with the returned object.
+
+        Raises:
+            ValueError: the model is dense, or being traced already; pyarrow is not installed.
+        """
+        from moe_llava.routing.trace import Trace
+
+        return Trace(self.engine, path)
 
 
 def _request(prompt: str, images: Images, history: Sequence[dict[str, str]]) -> Request:

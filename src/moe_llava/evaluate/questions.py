@@ -1,4 +1,4 @@
-"""Questions with known answers (JSONL): read them, count what was right."""
+"""Questions with known answers (JSONL): read them, ask them, count what was right."""
 
 import json
 from collections import defaultdict
@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
+
+from moe_llava.generate.engine import Decoding, Engine, Request, place_images
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,10 @@ class Question:
     accepted: tuple[str, ...]
     image: Path | None = None
     kind: str = ""
+
+    def request(self) -> Request:
+        content = place_images(self.question, int(self.image is not None))
+        return Request(({"role": "user", "content": content},), (self.image,) if self.image else (), self.id)
 
 
 def read_questions(path: str | Path, images: str | Path | None = None) -> list[Question]:
@@ -67,6 +75,24 @@ def _question(line: str, source: str, folder: Path) -> Question:
     if question.image is not None and not question.image.is_file():
         raise ValueError(f"{source}: image {question.image} does not exist: give the folder of the images.")
     return question
+
+
+def ask(
+    engine: Engine,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int = 16,
+    batch_size: int = 256,
+    title: str = "answering",
+) -> list[str]:
+    """The model's answers, in the order of the questions, with a bar that bears the title."""
+    with tqdm(total=len(questions), desc=title, unit="question") as bar:
+        return engine.answer(
+            [question.request() for question in questions],
+            Decoding(max_new_tokens=max_new_tokens),
+            batch_size=batch_size,
+            progress=bar.update,
+        )
 
 
 def is_right(answer: str, accepted: Sequence[str]) -> bool:

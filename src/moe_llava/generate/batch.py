@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from moe_llava.generate.plan import Prompt
 from moe_llava.model import MoeLlavaForConditionalGeneration
 
 
@@ -102,6 +103,17 @@ class Sequences:
                 setattr(mine, name, torch.cat(both))
 
 
+@runtime_checkable
+class Observer(Protocol):
+    """Is told which prompts are the rows of the passes to come."""
+
+    def begin(self, prompts: Sequence[Prompt]) -> None:
+        """The next pass reads these prompts, one a row."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """The passes to come go on with these rows of the last one, in this order."""
+
+
 class Batch:
     """Answers in progress.
 
@@ -110,15 +122,22 @@ class Batch:
         sequences: the prompts, read to their ends.
         logits: `(row, vocabulary)`, of each answer's first token.
         stops: tokens that end an answer.
+        observer: hears of rows that leave.
     """
 
     def __init__(
-        self, rows: list[Row], sequences: Sequences, logits: Float[Tensor, "row vocabulary"], stops: frozenset[int]
+        self,
+        rows: list[Row],
+        sequences: Sequences,
+        logits: Float[Tensor, "row vocabulary"],
+        stops: frozenset[int],
+        observer: Observer | None = None,
     ) -> None:
         self.rows = rows
         self._sequences = sequences
         self._logits = logits
         self._stops = stops
+        self._observer = observer
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
@@ -140,6 +159,7 @@ class Batch:
     @torch.inference_mode()
     def join(self, other: "Batch") -> None:
         """Take in the rows of `other`, which was started with the same model; `other` is of no use afterwards."""
+        assert self._observer is None, "rows that join cannot be observed"
         self.rows += other.rows
         self._sequences.extend(other._sequences)
         self._logits = torch.cat([self._logits, other._logits])
@@ -156,6 +176,8 @@ class Batch:
         if self.rows:
             self._sequences = self._sequences.select(positions)
             self._logits = self._logits[positions]
+            if self._observer:
+                self._observer.keep(positions)
 
     def _forbid_images(self) -> Float[Tensor, "row vocabulary"]:
         """A model cannot utter an image; its placeholder may lie outside the vocabulary anyway."""

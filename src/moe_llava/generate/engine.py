@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from moe_llava.checkpoint.folder import load_model
 from moe_llava.data.processor import MoeLlavaProcessor
-from moe_llava.generate.batch import Batch, Decoding, Row, Sequences
+from moe_llava.generate.batch import Batch, Decoding, Observer, Row, Sequences
 from moe_llava.generate.image_tokens import ImageTokens
 from moe_llava.generate.plan import ImageSource, Prefix, Prompt, Wave, plan
 from moe_llava.model import MoeLlavaForConditionalGeneration
@@ -23,10 +23,14 @@ __all__ = ["Decoding", "Engine", "ImageSource", "Request", "place_images"]
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation that waits for its next answer; each `<image>` in it stands for one of `images`, in order."""
+    """A conversation that waits for its next answer; each `<image>` in it stands for one of `images`, in order.
+
+    `id` names it to an observer of the engine.
+    """
 
     messages: tuple[dict[str, str], ...]
     images: tuple[ImageSource, ...] = ()
+    id: str = ""
 
 
 def place_images(prompt: str, count: int) -> str:
@@ -42,6 +46,7 @@ class Engine:
         cache_bytes: most bytes kept of images seen before.
         batch_bytes: most bytes of keys and values in a batch; by default 1 GiB, on a GPU two fifths of what is free.
         share_prefixes: whether prompts about one image go on from a common cache. Greedy answers do not depend on it.
+        observer: is told which prompts are the rows of each pass; while there is one, no prefixes are shared.
     """
 
     model: MoeLlavaForConditionalGeneration
@@ -49,6 +54,7 @@ class Engine:
     cache_bytes: int = 2**30
     batch_bytes: int | None = None
     share_prefixes: bool = True
+    observer: Observer | None = None
     _images: ImageTokens = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -123,10 +129,12 @@ class Engine:
             ValueError: images and `<image>` differ in number, or there are too many tokens.
         """
         encoded = self.processor.encode(list(request.messages), len(request.images), add_generation_prompt=True)
-        return Prompt(encoded["input_ids"], request.images)
+        return Prompt(encoded["input_ids"], request.images, request.id)
 
     def start(self, prompts: Sequence[Prompt], rows: list[Row]) -> Batch:
         """A batch that has read the prompts and is about to write the first token of each row."""
+        if self.observer:
+            self.observer.begin(prompts)
         return self._begin(rows, prompts, self._empty(len(rows)), [0] * len(rows))
 
     def text(self, row: Row) -> str:
@@ -143,7 +151,7 @@ class Engine:
             # Room for the answers too, as far as they are likely to need it.
             max_tokens=self._batch_limit() // per_token * longest // (longest + max_new_tokens),
             image_token_id=self.model.config.image_token_id,
-            share=self.share_prefixes and not any(layers.is_linear),
+            share=self.share_prefixes and self.observer is None and not any(layers.is_linear),
             equal_lengths=any(layers.is_sliding),
         )
 
@@ -193,7 +201,9 @@ class Engine:
         rest = [prompt.ids[length:] for prompt, length in zip(prompts, read, strict=True)]
         logits = sequences.read(rest, self._encode(images))
         stops = self.model.generation_config.eos_token_id
-        return Batch(rows, sequences, logits, frozenset([stops] if isinstance(stops, int) else stops or ()))
+        return Batch(
+            rows, sequences, logits, frozenset([stops] if isinstance(stops, int) else stops or ()), self.observer
+        )
 
     def _empty(self, rows: int) -> Sequences:
         config = self.model.config.text_config

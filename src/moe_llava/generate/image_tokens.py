@@ -40,7 +40,7 @@ class ImageTokens:
         new = {key: source for key, source in zip(keys, sources, strict=True) if key not in needed}
         for start in range(0, len(new), CHUNK):
             some = list(new)[start : start + CHUNK]
-            images = [_open(new[key]) for key in some]
+            images = [open_image(new[key]) for key in some]
             pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
             tokens = model.get_image_features(pixels.to(model.device, model.dtype)).pooler_output
             assert tokens is not None
@@ -57,7 +57,12 @@ class ImageTokens:
             self._known.popitem(last=False)
 
 
-def _open(source: ImageSource) -> Image.Image:
+def open_image(source: ImageSource) -> Image.Image:
+    """A picture in RGB.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     if not isinstance(source, bytes):
         return load_image(source)
     try:

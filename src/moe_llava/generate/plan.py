@@ -17,10 +17,11 @@ MIN_SHARED = 16
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens, each image expanded to its own number of them, and the images in order."""
+    """Tokens, each image expanded to its own number of them, and the images in order; `id` names it to an observer."""
 
     ids: list[int]
     images: tuple[ImageSource, ...] = ()
+    id: str = ""
 
 
 @dataclass(frozen=True)

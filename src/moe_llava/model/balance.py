@@ -1,4 +1,4 @@
-"""Load-balancing and z-loss: pure functions of router logits."""
+"""Load-balancing and z-loss, and what tells whether routing is well: pure functions of what routers give."""
 
 from collections.abc import Sequence
 
@@ -51,3 +51,24 @@ def router_z_loss(
     """Mean of `logsumexp(logits)^2` (ST-MoE, 2202.08906, eq. 5); `num_tokens` is that of the whole batch."""
     total = num_tokens if num_tokens is not None else torch.tensor(float(max(logits.shape[1], 1)))
     return logits.logsumexp(dim=-1).square().sum(dim=1) / total
+
+
+def router_entropy(probability: Float[Tensor, "*tokens expert"]) -> Float[Tensor, "*tokens"]:
+    """Entropy of each token's distribution over experts, in nats: 0 is decided, log E undecided."""
+    return torch.special.entr(probability).sum(dim=-1)
+
+
+def router_margin(probability: Float[Tensor, "*tokens expert"]) -> Float[Tensor, "*tokens"]:
+    """How far the first choice's probability lies above the second's; 1 where there is one expert."""
+    if probability.shape[-1] == 1:
+        return probability[..., 0]
+    first, second = probability.topk(2, dim=-1).values.unbind(dim=-1)
+    return first - second
+
+
+def max_violation(counts: Float[Tensor, "*layers expert"]) -> Float[Tensor, "*layers"]:
+    """MaxVio: how far the largest load exceeds an even one, `max_i c_i / mean c - 1` (2408.15664).
+
+    0 is even; E / k - 1 is reached when k experts take every token.
+    """
+    return counts.max(dim=-1).values / counts.mean(dim=-1).clamp_min(1e-12) - 1

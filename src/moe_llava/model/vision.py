@@ -64,3 +64,17 @@ def grid_size(num_patches: int) -> tuple[int, int]:
     if side * side != num_patches:
         raise ValueError(f"{num_patches} patches do not fill a square grid.")
     return side, side
+
+
+def patch_grid(num_patches: int, prefix_tokens: int = 0) -> tuple[int, int, int] | None:
+    """Rows and columns of a tower's grid, and the cell of the first patch; `None` where no square fits.
+
+    The first cell is not 0 where a tower without a class token loses its first patch as if it had one, as published
+    SigLIP checkpoints of MoE-LLaVA do (728 of 27 x 27).
+    """
+    for first in dict.fromkeys((0, prefix_tokens)):
+        try:
+            return *grid_size(num_patches + first), first
+        except ValueError:
+            continue
+    return None

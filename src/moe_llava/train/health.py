@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moe_llava.model.balance import first_choices
+from moe_llava.model.balance import first_choices, max_violation, router_entropy, router_margin
 
 COLLAPSE_SHARE = 0.9
 
@@ -21,6 +21,7 @@ class RoutingHealth:
         first: `(layer, expert)` how often it was the first choice.
         probability: `(layer, expert)` sum of router probabilities.
         entropy: `(layer,)` sum of the entropy of the router's distribution, in nats.
+        margin: `(layer,)` sum of the distance between the largest and the second-largest probability.
     """
 
     top_k: int
@@ -28,8 +29,9 @@ class RoutingHealth:
     first: Tensor | None = None
     probability: Tensor | None = None
     entropy: Tensor | None = None
+    margin: Tensor | None = None
     tokens: int = 0
-    _names: tuple[str, ...] = field(default=("chosen", "first", "probability", "entropy"), repr=False)
+    _names: tuple[str, ...] = field(default=("chosen", "first", "probability", "entropy", "margin"), repr=False)
 
     @torch.no_grad()
     def update(self, logits: Float[Tensor, "layer token expert"]) -> None:
@@ -37,8 +39,13 @@ class RoutingHealth:
         logits = logits.detach()
         probability = logits.softmax(dim=-1)
         chosen = torch.zeros_like(logits).scatter_(-1, logits.topk(self.top_k, dim=-1).indices, 1.0)
-        entropy = -(probability * probability.clamp_min(1e-12).log()).sum(dim=-1)
-        sums = (chosen.sum(dim=1), first_choices(logits), probability.sum(dim=1), entropy.sum(dim=1))
+        sums = (
+            chosen.sum(dim=1),
+            first_choices(logits),
+            probability.sum(dim=1),
+            router_entropy(probability).sum(dim=1),
+            router_margin(probability).sum(dim=1),
+        )
         for name, value in zip(self._names, sums, strict=True):
             before = getattr(self, name)
             setattr(self, name, value if before is None else before + value)
@@ -55,20 +62,24 @@ class RoutingHealth:
         """Figures of a log line; empty without tokens.
 
         `balance`: 1 is even, the number of experts is collapse. `max_load`: largest share of one expert in one layer,
-        1/E is even. `dead_experts`: chosen by no token. `router_entropy`: as a share of its maximum.
+        1/E is even. `max_violation`: by how much the largest load of a layer exceeds an even one, 0 is even.
+        `dead_experts`: chosen by no token. `router_entropy`: as a share of its maximum. `router_margin`: distance of
+        the first two probabilities.
         """
         if self.tokens == 0:
             return {}
         assert self.first is not None and self.chosen is not None
-        assert self.probability is not None and self.entropy is not None
+        assert self.probability is not None and self.entropy is not None and self.margin is not None
         num_experts = self.first.shape[-1]
         balance = num_experts * (self.first * self.probability).sum(dim=-1) / self.tokens**2
         entropy = self.entropy / self.tokens / torch.tensor(float(num_experts)).log().clamp_min(1e-12)
         return {
             "balance": balance.mean().item(),
             "max_load": (self.chosen / self.chosen.sum(dim=-1, keepdim=True)).max().item(),
+            "max_violation": max_violation(self.chosen).mean().item(),
             "dead_experts": int((self.chosen == 0).sum().item()),
             "router_entropy": entropy.mean().item(),
+            "router_margin": (self.margin / self.tokens).mean().item(),
         }
 
     def warning(self) -> str | None:

@@ -1,0 +1,1 @@
+"""Who answered: traces of the routing, and what they tell."""
