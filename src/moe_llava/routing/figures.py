@@ -30,18 +30,22 @@ _STYLE = {
 }
 
 
-def _matplotlib() -> ModuleType:
+def matplotlib() -> ModuleType:
+    """The library.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     try:
-        import matplotlib
+        import matplotlib as library
         import matplotlib.figure
     except ImportError as error:
         raise ValueError("The figures need matplotlib: pip install 'moe-llava[routing]'.") from error
-    return matplotlib
+    return library
 
 
 def draw(statistics: RouteStatistics, paths: Sequence[PathTable]) -> dict[str, Any]:
     """Every figure for which there is something to show, by its file's name."""
-    matplotlib = _matplotlib()
     drawers: dict[str, Callable[[], Any]] = {
         "load": lambda: load(statistics),
         "decisiveness": lambda: spread(statistics),
@@ -53,7 +57,7 @@ def draw(statistics: RouteStatistics, paths: Sequence[PathTable]) -> dict[str, A
         if shared:
             drawers["paths"] = lambda: travelled_paths(statistics, shared)
         drawers["transitions"] = lambda: transitions(statistics)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib().rc_context(_STYLE):
         return {name: drawer() for name, drawer in drawers.items()}
 
 
@@ -62,7 +66,7 @@ def save(figures: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         for kind, options in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
-            with _matplotlib().rc_context({**_STYLE, "svg.hashsalt": name}):
+            with matplotlib().rc_context({**_STYLE, "svg.hashsalt": name}):
                 beside = folder / f"{name}.writing.{kind}"
                 figure.savefig(beside, facecolor="white", **options)
                 beside.replace(folder / f"{name}.{kind}")
@@ -71,7 +75,7 @@ def save(figures: dict[str, Any], folder: Path) -> None:
 def inline_svg(name: str, figure: Any, label: str) -> str:
     """A figure for a page: transparent, in the page's text colour and as wide as there is room."""
     text = io.StringIO()
-    with _matplotlib().rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib().rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
@@ -197,7 +201,7 @@ def transitions(statistics: RouteStatistics) -> Any:
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, np.ndarray]:
-    figure = _matplotlib().figure.Figure(figsize=size, layout="constrained")
+    figure = matplotlib().figure.Figure(figsize=size, layout="constrained")
     return figure, np.atleast_1d(figure.subplots(rows, columns)).reshape(-1)
 
 
@@ -252,13 +256,13 @@ def _layer_axis(axis: Any, statistics: RouteStatistics) -> None:
 def _text_to_image() -> Any:
     """From the colour of text to that of images, white between."""
     colours = [MODALITY_STYLES[0][0], "#F7F7F7", MODALITY_STYLES[1][0]]
-    return _matplotlib().colors.LinearSegmentedColormap.from_list("text-to-image", colours)
+    return matplotlib().colors.LinearSegmentedColormap.from_list("text-to-image", colours)
 
 
 def _colourbar(figure: Any, image: Any, axes: list[Any], label: str) -> None:
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)
-    bar.ax.yaxis.set_major_formatter(_matplotlib().ticker.PercentFormatter(1, decimals=0))
+    bar.ax.yaxis.set_major_formatter(matplotlib().ticker.PercentFormatter(1, decimals=0))
     bar.set_label(label, fontsize=8)
 
 

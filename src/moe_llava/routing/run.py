@@ -16,6 +16,7 @@ from moe_llava.evaluate.questions import Question, ask, is_right, read_questions
 from moe_llava.generate.engine import Engine
 from moe_llava.generate.plan import Prompt
 from moe_llava.routing.examples import spread_out
+from moe_llava.routing.figures import matplotlib
 from moe_llava.routing.report import write_report
 from moe_llava.routing.routes import RouteFile
 from moe_llava.routing.trace import Trace
@@ -48,6 +49,8 @@ def read_data(path: str | Path, images: str | Path | None = None, limit: int | N
     Raises:
         ValueError: the file cannot be read; file and line are named.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit {limit} leaves nothing: give at least 1.")
     records, problems = read_records(Path(path))
     if not records:
         raise DataError(problems)
@@ -140,6 +143,7 @@ def route(
     routes = out / "routes.parquet"
     if routes.exists():
         raise ValueError(f"{routes} exists: choose another --out.")
+    matplotlib()  # before the work, not after it
     items = read_data(data, images, limit)
     engine = Engine.load(model)
     samples = trace_data(engine, items, routes, model=str(model), max_new_tokens=max_new_tokens, batch_size=batch_size)
