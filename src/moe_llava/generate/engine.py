@@ -156,11 +156,12 @@ class Engine:
             mask[row, length - len(prompt) :] = 1
         inputs: dict[str, Any] = {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
         if sources := [image for group in images for image in group]:
-            features = self._encode(sources)
+            features = self.encode_images(sources)
             inputs["mm_encoder_outputs"] = {"image": self.model.get_image_features(image_features=features)}
         return inputs
 
-    def _encode(self, sources: list[ImageSource]) -> Float[Tensor, "image patch channel"]:
+    def encode_images(self, sources: Sequence[ImageSource]) -> Float[Tensor, "image patch channel"]:
+        """Patch features of images, in order; those seen lately are not computed again."""
         keys = [_image_key(source) for source in sources]
         known = {key: self._features[key] for key in keys if key in self._features}
         new = {key: source for key, source in zip(keys, sources, strict=True) if key not in known}
