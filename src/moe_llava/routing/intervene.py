@@ -23,7 +23,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.model.decoder import SparseFeedForward
 from moe_llava.model.experts import Experts
-from moe_llava.model.router import TopKRouter
+from moe_llava.model.router import TopKRouter, choose_experts
 
 KERNEL = "difference"
 Weights = dict[str, Tensor]
@@ -203,16 +203,18 @@ def redirect(treated: Callable[[Int[Tensor, "token k"]], Bool[Tensor, "token k"]
 
 
 def only(keep: Sequence[int]) -> Rule:
-    """The router as if there were no experts but `keep`."""
+    """The router as if there were no experts but `keep`: the softmax runs over their logits alone.
+
+    Their rows are multiplied apart, since the last bits of a matrix product depend on how many rows it has.
+    """
+    kept = sorted(keep)
 
     def rule(
         router: TopKRouter, hidden_states: Tensor, logits: Tensor, weights: Tensor, experts: Tensor
     ) -> tuple[Tensor, Tensor]:
-        masked = torch.full_like(logits, -torch.inf)
-        masked[:, list(keep)] = logits[:, list(keep)]
-        probabilities, chosen = masked.softmax(dim=-1).topk(min(router.top_k, len(keep)), dim=-1)
-        if router.normalize:
-            probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
-        return probabilities, chosen
+        rows = router.weight[kept].to(logits.dtype)
+        remaining = F.linear(hidden_states.to(logits.dtype), rows)
+        weights, chosen = choose_experts(remaining, min(router.top_k, len(kept)), router.normalize)
+        return weights, torch.tensor(kept, device=chosen.device)[chosen]
 
     return rule
