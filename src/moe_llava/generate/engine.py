@@ -136,6 +136,10 @@ class Engine:
         if errors:
             raise errors[0]
 
+    def share_images(self, other: "Engine") -> None:
+        """Keep patch features together with an engine whose vision tower is the same."""
+        self._features = other._features
+
     def _arguments(self, decoding: Decoding) -> dict[str, Any]:
         """Keyword arguments of `generate`; a model cannot utter an image."""
         return decoding.arguments() | {"suppress_tokens": [self.model.config.image_token_id]}

@@ -3,6 +3,7 @@
 The same samples run in the same batches every time, so that what differs between two scores differs in the model.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,6 +134,14 @@ class Scorer:
         except ValueError as error:
             raise ValueError(f"Sample {sample.id!r}: {error}.") from error
         return {name: torch.tensor(ids) for name, ids in encoded.items()}
+
+    def of(self, engine: Engine) -> "Scorer":
+        """The same samples and batches for another model that reads the same tokens and sees the same features."""
+        other = copy.copy(self)
+        other.__dict__["batches"] = self.batches
+        other.engine = engine
+        engine.share_images(self.engine)
+        return other
 
     @cached_property
     def batches(self) -> list[tuple[list[int], dict[str, Tensor]]]:
