@@ -30,7 +30,9 @@ def model(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def operate(model: Path, out: Path, tiny: Tiny, *arguments: str) -> int:
-    return main(["surgery", str(model), str(out), *arguments, "--data", str(tiny.folder / "train.json"), "--limit", "8"])
+    return main(
+        ["surgery", str(model), str(out), *arguments, "--data", str(tiny.folder / "train.json"), "--limit", "8"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -172,29 +172,40 @@ def runner_up(_: TopKRouter, __: Tensor, logits: Tensor, weights: Tensor, expert
         ValueError: every expert is chosen.
     """
     swapped = experts.clone()
-    swapped[:, 0] = unchosen(logits, experts.shape[-1])[:, 0]
+    swapped[:, 0] = unchosen(logits, experts)[:, 0]
     return weights, swapped
 
 
-def unchosen(logits: Float[Tensor, "token expert"], top_k: int) -> Int[Tensor, "token rest"]:
-    """The experts that were not chosen, best first.
+def unchosen(
+    logits: Float[Tensor, "token expert"], experts: Int[Tensor, "token k"], never: Sequence[int] = ()
+) -> Int[Tensor, "token rest"]:
+    """The experts that were not chosen, best first; those in `never`, which are not to be taken, come last.
 
     Raises:
-        ValueError: every expert is chosen.
+        ValueError: every expert is chosen, or too few are left without `never`.
     """
-    if logits.shape[-1] == top_k:
+    number, top_k = logits.shape[-1], experts.shape[-1]
+    if number == top_k:
         raise ValueError(f"All {top_k} experts are chosen for every token: there is no next best.")
-    return logits.topk(logits.shape[-1], dim=-1).indices[:, top_k:]
+    if number - len(set(never)) < top_k:
+        raise ValueError(f"Without {len(set(never))} of {number} experts there are fewer than the {top_k} of a token.")
+    scores = logits.scatter(1, experts, -torch.inf)
+    scores[:, list(never)] = -torch.inf
+    return scores.topk(number - top_k, dim=-1).indices
 
 
-def redirect(treated: Callable[[Int[Tensor, "token k"]], Bool[Tensor, "token k"]], target: int | None) -> Rule:
-    """Send the treated assignments to `target`, or, if that is `None`, to the token's best expert not chosen."""
+def redirect(
+    treated: Callable[[Int[Tensor, "token k"]], Bool[Tensor, "token k"]],
+    target: int | None,
+    never: Sequence[int] = (),
+) -> Rule:
+    """Send the treated assignments to `target`, or, if that is `None`, to the token's best experts not chosen."""
 
     def rule(_: TopKRouter, __: Tensor, logits: Tensor, weights: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
         mask = treated(experts)
         if target is not None:
             return weights, experts.masked_fill(mask, target)
-        others = unchosen(logits, experts.shape[-1])
+        others = unchosen(logits, experts, never)
         # The second treated choice of a token takes the second of the others, as far as there are any.
         place = (mask.cumsum(dim=-1) - 1).clamp(0, others.shape[-1] - 1)
         return weights, torch.where(mask, others.gather(1, place), experts)
