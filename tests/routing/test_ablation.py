@@ -9,7 +9,7 @@ import torch
 from moe_llava.checkpoint.folder import save_model
 from moe_llava.cli import main
 from moe_llava.generate.engine import Engine
-from moe_llava.routing.ablation import Ablation, ablate, read_target, without
+from moe_llava.routing.ablation import Ablation, _at_random, ablate, read_target, without
 from moe_llava.routing.intervene import measured
 from moe_llava.routing.patch_maps import patch_maps
 from moe_llava.routing.score import Sample, Scorer
@@ -66,22 +66,23 @@ def test_a_random_router_breaks_both_sides(found: dict[tuple[str, int], Ablation
     assert one.difference["plain"].all_zero
 
 
-def test_the_control_takes_as_many_assignments(samples: list[Sample]) -> None:
+@pytest.mark.parametrize("once", [True, False])
+def test_the_control_takes_as_many_assignments(once: bool) -> None:
+    chosen = torch.zeros(20_000, 2, dtype=torch.int64)
+    mask = _at_random(0.3, once, torch.Generator().manual_seed(0))(chosen)
+    assert abs(mask.float().mean().item() - 0.3) < 0.01
+    both = mask.all(dim=1).float().mean().item()
+    assert both == 0.0 if once else abs(both - 0.09) < 0.01
+
+
+def test_assignments_taken_at_random_harm_only_what_needs_experts(samples: list[Sample]) -> None:
     engine = planted_engine(top_k=1)
-    taken = []
-
-    def count(chosen: torch.Tensor) -> torch.Tensor:
-        mask = torch.rand(chosen.shape, generator=generator) < 0.25
-        taken.append(mask.float().mean().item())
-        return mask
-
-    generator = torch.Generator().manual_seed(0)
+    control = _at_random(0.25, True, torch.Generator().manual_seed(0))
     scorer = Scorer(engine, samples, generate=False)
     with measured(engine.model):
         before = scorer.score().log_probability
-        with without(engine.model, {0: count}, "zero"):
+        with without(engine.model, {0: control}, "zero"):
             after = scorer.score().log_probability
-    assert abs(sum(taken) / len(taken) - 0.25) < 0.05
     harmed = (after < before - 1).astype(float)
     assert 0.05 < harmed[:48].mean() < 0.5
     assert not harmed[48:].any()

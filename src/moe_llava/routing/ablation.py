@@ -40,7 +40,8 @@ class Ablation:
             the next best; `router`: the layer's experts are drawn at random.
         load: share of the layers' assignments that went to them.
         difference: split -> without minus with them.
-        control: the same done to as many of the layers' assignments, drawn at random.
+        control: the same done to as many of the layers' assignments, drawn at random, of a token one at most where
+            the target is one expert.
         beyond: without them minus the control: what is theirs and not any expert's of equal load.
     """
 
@@ -124,7 +125,7 @@ def _ablation(
     with without(model, treated, mode, target):
         after = scorer.score(f"{mode} {target}")
     generator = torch.Generator().manual_seed(seed)
-    by_chance = {layer: _at_random(load[layer], generator) for layer in target}
+    by_chance = {layer: _at_random(load[layer], len(experts) == 1, generator) for layer, experts in target.items()}
     with without(model, by_chance, mode):
         control = scorer.score(f"{mode} at random")
     return Ablation(
@@ -162,8 +163,18 @@ def _is_one_of(experts: Sequence[int]) -> Treated:
     return lambda chosen: torch.isin(chosen, torch.tensor(list(experts), device=chosen.device))
 
 
-def _at_random(share: float, generator: torch.Generator) -> Treated:
-    return lambda chosen: (torch.rand(chosen.shape, generator=generator) < share).to(chosen.device)
+def _at_random(share: float, once: bool, generator: torch.Generator) -> Treated:
+    """`share` of the assignments; `once`: at most one of a token, as a token chooses an expert at most once."""
+
+    def treated(chosen: Tensor) -> Tensor:
+        tokens, top_k = chosen.shape
+        if not once:
+            return (torch.rand(tokens, top_k, generator=generator) < share).to(chosen.device)
+        slot = torch.randint(top_k, (tokens, 1), generator=generator)
+        drawn = torch.rand(tokens, 1, generator=generator) < share * top_k
+        return ((torch.arange(top_k) == slot) & drawn).to(chosen.device)
+
+    return treated
 
 
 def _load(used: dict[int, Usage], target: dict[int, list[int]]) -> dict[int, float]:

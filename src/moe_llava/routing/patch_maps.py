@@ -106,7 +106,7 @@ def draw_patch_map(engine: Engine, one: PatchMap, path: Path) -> list[Path]:
         row[0].set_title(f"layer {layer}", fontsize=9)
         for axes, expert in zip(row[1:], experts, strict=False):
             image = _draw_expert(axes, picture, one.owes[layer][expert], largest)
-            axes.set_title(f"expert {expert}: {one.owes[layer][expert].sum():+.3f}", fontsize=9)
+            axes.set_title(f"expert {expert}: {one.owes[layer][expert].sum():+.2g}", fontsize=9)
         for axes in row:
             axes.axis("off")
     figure.colorbar(image, ax=grid, label="the answer owes, nats", shrink=0.8)

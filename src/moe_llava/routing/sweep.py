@@ -139,11 +139,15 @@ def draw(whole: Measurement, points: Sequence[Point], folder: Path) -> list[Path
         raise ValueError("The figure needs matplotlib: pip install 'moe-llava[routing]'.") from error
     figure: Any = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True)
+    # Models of one size stand a little apart, so that their intervals can be told.
+    sizes = [one.weight_bytes / 1e6 for one in points]
+    step = 0.011 * (max(sizes) - min(sizes))
     panels = [(left, "nats", 1.0, "change of log-probability, nats an answer")]
     panels += [(right, "accuracy", 100.0, "change of accuracy, percentage points")]
     for axes, name, scale, label in panels:
-        for method, (colour, marker) in _STYLE.items():
-            _draw_method(axes, [one for one in points if one.method == method], name, scale, colour, marker)
+        for number, (method, (colour, marker)) in enumerate(_STYLE.items()):
+            chosen = [one for one in points if one.method == method]
+            _draw_method(axes, chosen, name, scale, colour, marker, apart=(number - 2.5) * step)
         axes.axhline(0.0, color="#444444", linewidth=0.8, linestyle=":")
         axes.plot(whole.weight_bytes / 1e6, 0.0, "*", color="black", markersize=13, label="whole model", zorder=5)
         axes.set_xlabel("weights, MB")
@@ -162,10 +166,12 @@ def draw(whole: Measurement, points: Sequence[Point], folder: Path) -> list[Path
     return paths
 
 
-def _draw_method(axes: Any, points: list[Point], name: str, scale: float, colour: str, marker: str) -> None:
+def _draw_method(
+    axes: Any, points: list[Point], name: str, scale: float, colour: str, marker: str, apart: float
+) -> None:
     if not points:
         return
-    x = [one.weight_bytes / 1e6 for one in points]
+    x = [one.weight_bytes / 1e6 + apart for one in points]
     y = [scale * getattr(one, name) for one in points]
     low = [value - scale * getattr(one, f"{name}_low") for value, one in zip(y, points, strict=True)]
     high = [scale * getattr(one, f"{name}_high") - value for value, one in zip(y, points, strict=True)]
