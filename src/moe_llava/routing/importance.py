@@ -32,7 +32,7 @@ class Usage:
         """One number an expert; the smallest goes first.
 
         `load` is the mean over modalities of the share of a modality's choices, so that the many tokens of images do
-        not drown those of text; `reap` is REAP's score (2510.13999, eq. 9), the mean contribution where chosen.
+        not drown those of text; `reap` is REAP's score (2510.13999), the mean contribution where chosen.
         """
         if by == "random":
             return torch.rand(len(self.text), generator=generator)

@@ -20,7 +20,7 @@ class Similarity:
     Attributes:
         identical: all experts are the same, bit by bit.
         cosine: of the weights, all tensors of an expert as one vector.
-        cka: linear centred kernel alignment of the outputs (Kornblith et al. 2019, eq. 3): 1 is the same up to
+        cka: linear centred kernel alignment of the outputs (Kornblith et al. 2019): 1 is the same up to
             rotation and scale.
         spread: root mean square of an expert's output minus the mean network's, relative to the latter's.
     """
