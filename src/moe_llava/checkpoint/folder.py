@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from moe_llava.checkpoint.deltas import is_compressed, load_compressed
 from moe_llava.checkpoint.published import local_checkpoint
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
@@ -20,6 +21,8 @@ def load_model(
     """
     folder = local_checkpoint(source)
     processor = load_processor(folder)
+    if is_compressed(folder):
+        return load_compressed(folder, read_config(folder), dtype), processor
     model = MoeLlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
     return model, processor
 

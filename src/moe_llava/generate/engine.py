@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import DynamicCache
 
 from moe_llava.checkpoint.folder import load_model
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.generate.batch import Batch, Decoding, Observer, Row, Sequences
-from moe_llava.generate.image_tokens import ImageTokens
+from moe_llava.generate.image_features import ImageFeatures
 from moe_llava.generate.plan import ImageSource, Prefix, Prompt, Wave, plan
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.model.accounting import account_model
@@ -55,10 +57,10 @@ class Engine:
     batch_bytes: int | None = None
     share_prefixes: bool = True
     observer: Observer | None = None
-    _images: ImageTokens = field(init=False, repr=False)
+    _images: ImageFeatures = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._images = ImageTokens(self.cache_bytes)
+        self._images = ImageFeatures(self.cache_bytes)
 
     @classmethod
     def load(
@@ -210,8 +212,21 @@ class Engine:
         layers = DynamicCache(config=config)
         return Sequences(self.model, rows, layers if any(layers.is_linear) else None)
 
-    def _encode(self, sources: list[ImageSource]) -> list[torch.Tensor]:
-        return self._images.encode(self.model, self.processor, sources) if sources else []
+    def encode_images(self, sources: Sequence[ImageSource]) -> Float[Tensor, "image patch channel"]:
+        """The vision tower's patch features, each distinct image encoded once while it is remembered."""
+        return torch.stack(self._images.encode(self.model, self.processor, sources))
+
+    def share_images(self, other: "Engine") -> None:
+        """Remember images together with an engine whose vision tower and preparation of pixels are the same."""
+        self._images = other._images
+
+    @torch.inference_mode()
+    def _encode(self, sources: list[ImageSource]) -> list[Float[Tensor, "token width"]]:
+        if not sources:
+            return []
+        tokens = self.model.get_image_features(image_features=self.encode_images(sources)).pooler_output
+        assert tokens is not None
+        return list(tokens)
 
     def _count_images(self, ids: Sequence[int]) -> int:
         per_image = max(1, self.model.config.image_seq_length)

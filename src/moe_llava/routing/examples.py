@@ -14,7 +14,7 @@ from PIL import Image
 
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.generate.engine import ImageSource
-from moe_llava.generate.image_tokens import open_image
+from moe_llava.generate.image_features import open_image
 from moe_llava.routing.paths import PathTable, path_of
 from moe_llava.routing.routes import RouteFile, array, parquet
 

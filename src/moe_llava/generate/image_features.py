@@ -1,4 +1,4 @@
-"""Images -> their tokens for the decoder, each distinct image encoded once while it is remembered."""
+"""Images -> patch features, each distinct image encoded once while it is remembered."""
 
 import hashlib
 import io
@@ -19,8 +19,8 @@ from moe_llava.model import MoeLlavaForConditionalGeneration
 CHUNK = 16  # images in the tower at once
 
 
-class ImageTokens:
-    """What tower and projector make of images, by their bytes; `limit_bytes` bounds what is kept of earlier ones."""
+class ImageFeatures:
+    """What the tower makes of images, by their bytes; `limit_bytes` bounds what is kept of earlier ones."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -29,7 +29,7 @@ class ImageTokens:
     @torch.inference_mode()
     def encode(
         self, model: MoeLlavaForConditionalGeneration, processor: MoeLlavaProcessor, sources: Sequence[ImageSource]
-    ) -> list[Float[Tensor, "patch width"]]:
+    ) -> list[Float[Tensor, "patch channel"]]:
         """One tensor an image, in order.
 
         Raises:
@@ -42,18 +42,17 @@ class ImageTokens:
             some = list(new)[start : start + CHUNK]
             images = [open_image(new[key]) for key in some]
             pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-            tokens = model.get_image_features(pixels.to(model.device, model.dtype)).pooler_output
-            assert tokens is not None
-            needed |= dict(zip(some, tokens, strict=True))
+            features = model.model.get_patch_features(pixels.to(model.device, model.dtype))
+            needed |= dict(zip(some, features, strict=True))
         self._remember(needed)
         return [needed[key] for key in keys]
 
     def _remember(self, used: dict[str, Tensor]) -> None:
-        for key, tokens in used.items():
+        for key, features in used.items():
             # A copy: a slice would keep all the images alive that were encoded with it.
-            self._known[key] = tokens if key in self._known else tokens.clone()
+            self._known[key] = features if key in self._known else features.clone()
             self._known.move_to_end(key)
-        while self._known and sum(tokens.nbytes for tokens in self._known.values()) > self.limit_bytes:
+        while self._known and sum(features.nbytes for features in self._known.values()) > self.limit_bytes:
             self._known.popitem(last=False)
 
 
