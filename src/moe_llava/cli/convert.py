@@ -23,7 +23,7 @@ def run_convert(options: argparse.Namespace) -> int | None:
     from moe_llava.checkpoint.original import convert
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("", total=None)
         done = convert(
             options.source,
