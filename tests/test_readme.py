@@ -35,8 +35,26 @@ def folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(tiny.folder / "images", data / "images")
     rows = [json.loads(line) for line in (tiny.folder / "questions.jsonl").read_text().splitlines()]
     (data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_pope(data.parent / "emoji_pope", tiny)
     run(f"moe-llava train {tiny.recipe} --output runs/tiny", folder)
     return folder
+
+
+def write_pope(folder: Path, tiny: Tiny) -> None:
+    """A POPE of the tiny pictures, two questions each."""
+    shutil.copytree(tiny.folder / "images", folder / "val2014")
+    (folder / "coco").mkdir()
+    rows = [
+        {"image": image.name, "text": f"is it {image.stem if label == 'yes' else 'black'}?", "label": label}
+        for image in sorted((folder / "val2014").iterdir())
+        for label in ("yes", "no")
+    ]
+    sets = ("adversarial", "popular", "random")
+    for name in sets:
+        (folder / "coco" / f"coco_pope_{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [{**row, "category": name} for name in sets for row in rows]
+    lines = [json.dumps({"question_id": number, **row}) for number, row in enumerate(asked)]
+    (folder / "llava_pope_test.jsonl").write_text("\n".join(lines))
 
 
 def run(command: str, folder: Path) -> None:

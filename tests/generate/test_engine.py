@@ -58,7 +58,7 @@ def test_identical_images_are_encoded_once(engine: Engine, tiny: Tiny) -> None:
     fresh = Engine(engine.model, engine.processor)
     question = ({"role": "user", "content": "<image>\nWhat?"},)
     fresh.answer([Request(question, (red,)), Request(question, (red,)), Request(question, (copy,))], Decoding(2))
-    fresh.answer([Request(question, (red,))], Decoding(2))
+    fresh.answer([Request(question, (red,)), Request(question, (red.read_bytes(),))], Decoding(2))
     handle.remove()
     assert sum(seen) == 2  # the file, and the picture in memory
 
@@ -70,13 +70,15 @@ def test_the_cache_of_images_is_bounded(engine: Engine, tiny: Tiny) -> None:
 
 
 def test_what_does_not_fit_is_refused(engine: Engine, tiny: Tiny) -> None:
-    def ask(text: str, *images: str | Path) -> None:
+    def ask(text: str, *images: str | Path | bytes) -> None:
         engine.answer([Request(({"role": "user", "content": text},), images)], Decoding(2))
 
     with pytest.raises(ValueError, match="nowhere.png"):
         ask("<image>", tiny.folder / "nowhere.png")
     with pytest.raises(ValueError, match="recipe.toml"):
         ask("<image>", tiny.recipe)
+    with pytest.raises(ValueError, match="cannot decode an image of 4 bytes"):
+        ask("<image>", b"PNG?")
     with pytest.raises(ValueError, match="<image>"):
         ask("no marker", tiny.folder / "images" / "red.png")
     with pytest.raises(ValueError, match="200"):

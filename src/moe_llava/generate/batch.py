@@ -62,7 +62,12 @@ class Sequences:
         chosen.mask = self.mask[index]
         chosen.cache = copy.copy(self.cache)
         chosen.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        chosen.cache.batch_select_indices(index)
+        if len(self.mask) > 1:
+            chosen.cache.batch_select_indices(index)
+        else:  # views: the copy is made when the rows read on
+            for layer in chosen.cache.layers:
+                for name in ("keys", "values"):
+                    setattr(layer, name, getattr(layer, name).expand(len(rows), -1, -1, -1))
         return chosen
 
     @torch.inference_mode()
