@@ -14,6 +14,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ QUESTION = "what color is the shape?"
 # `transformers serve` looks classes up by name in transformers itself; told there, it serves ours.
 PEER = """
 import sys
+import tempfile
 import transformers
 from transformers.models.auto import modeling_auto
 import moe_llava

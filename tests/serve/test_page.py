@@ -14,6 +14,8 @@ from moe_llava.serve.web import mount_page
 from tests.serve.conftest import new_service, running, wait_for
 from tests.tiny import Tiny
 
+# Gradio sets an option that newer pandas warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:.*no_silent_downcasting")
 SLOW = 60_000  # milliseconds; a page's first load on a busy machine
 
 
@@ -56,7 +58,7 @@ def page(browser: Browser, page_url: str) -> Iterator[Page]:
 def ask(page: Page, text: str, *pictures: Path) -> None:
     if pictures:
         page.set_input_files("#box input[type=file]", [str(picture) for picture in pictures])
-        expect(page.locator("#box .thumbnail-item, #box .thumbnail-wrapper")).to_have_count(len(pictures), timeout=SLOW)
+        expect(page.locator("#box .thumbnail-item")).to_have_count(len(pictures), timeout=SLOW)
     page.fill("#box textarea", text)
     page.press("#box textarea", "Enter")
 

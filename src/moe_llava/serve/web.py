@@ -54,7 +54,7 @@ class Page:
         try:
             prompt = await self._service.prompt(_turns(said))
             room = min(int(length), self._service.new_tokens(prompt, None))
-            answers = self._service.ask(prompt, [Decoding(room, temperature)], routing=bool(self.layers))
+            answers = self._service.ask(prompt, [Decoding(room, float(temperature))], routing=bool(self.layers))
         except BusyError:
             raise gr.Error("The queue is full; try again in a moment.") from None
         except ClosingError:
@@ -135,7 +135,7 @@ def build_page(service: Service) -> gr.Blocks:
                 gr.Examples([[{"text": text, "files": []}] for text in EXAMPLES], box, label="Examples")
                 with gr.Accordion("Decoding", open=False):
                     temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature (0: the likeliest token)")
-                    length = gr.Slider(1, min(512, service.context), min(128, service.context), step=1, label="Length")
+                    length = gr.Slider(1, min(512, service.context), min(512, service.context), step=1, label="Length")
             with gr.Column(scale=2, min_width=320):
                 last = max(1, len(page.layers) - 1)
                 layer = gr.Slider(0, last, 0, step=1, label="Sparse layer, by its number", elem_id="layer")
