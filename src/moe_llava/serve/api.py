@@ -31,6 +31,11 @@ from moe_llava.serve.schema import (
 from moe_llava.serve.service import Answers, Service, Turn
 
 RETRY_AFTER = {"Retry-After": "1"}
+EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string", "description": "a chat.completion.chunk in JSON; at the end [DONE]"}},
+}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply, "description": text}
     for status, text in {
@@ -110,7 +115,7 @@ def _router(service: Service) -> APIRouter:
         dependencies=key,
         response_model=ChatCompletion,
         response_model_exclude_none=True,
-        responses=REFUSALS | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses=REFUSALS | {200: {"content": {"text/event-stream": {"schema": EVENT}}}},
     )
     async def chat_completions(asked: ChatRequest, request: Request) -> Any:
         """Answer a conversation, whole or streamed."""
