@@ -19,11 +19,12 @@ from moe_llava.model import MoeLlavaForConditionalGeneration
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen: greedy at temperature 0."""
+    """How tokens are chosen: greedy at temperature 0. With a seed, a row draws alike whoever else is in its batch."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
+    seed: int | None = None
 
 
 @dataclass(eq=False)
@@ -34,12 +35,19 @@ class Row:
         index: the caller's name for it.
         tokens: what was written so far, a token that ended it not included.
         ended: why it ended, by a stop token or by its length; None while it goes on.
+        generator: what it draws from; by default torch's own.
     """
 
     index: int
     decoding: Decoding
     tokens: list[int] = field(default_factory=list)
     ended: Literal["stop", "length"] | None = None
+    generator: torch.Generator | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.decoding.seed is not None:
+            # On the CPU, so that a seed means the same on every device.
+            self.generator = torch.Generator().manual_seed(self.decoding.seed)
 
 
 class Sequences:
@@ -69,6 +77,15 @@ class Sequences:
                 for name in ("keys", "values"):
                     setattr(layer, name, getattr(layer, name).expand(len(rows), -1, -1, -1))
         return chosen
+
+    def trim(self) -> None:
+        """Forget the padding in front of all rows, which is left when the longest have gone."""
+        start = int(self.mask.any(dim=0).int().argmax()) if self.mask.numel() else 0
+        if start and all(hasattr(layer, "keys") for layer in self.cache.layers):
+            self.mask = self.mask[:, start:]
+            for layer in self.cache.layers:
+                for name in ("keys", "values"):
+                    setattr(layer, name, getattr(layer, name)[:, :, start:])
 
     @torch.inference_mode()
     def read(
@@ -147,7 +164,7 @@ class Batch:
     @torch.inference_mode()
     def step(self) -> list[Row]:
         """Write one token in each row; rows that end leave the batch and are returned."""
-        chosen = choose_tokens(self._forbid_images(), [row.decoding for row in self.rows]).tolist()
+        chosen = choose_tokens(self._forbid_images(), self.rows).tolist()
         for row, token in zip(self.rows, chosen, strict=True):
             if token in self._stops:
                 row.ended = "stop"
@@ -180,6 +197,7 @@ class Batch:
         self.rows = [self.rows[at] for at in positions]
         if self.rows:
             self._sequences = self._sequences.select(positions)
+            self._sequences.trim()
             self._logits = self._logits[positions]
             if self._observer:
                 self._observer.keep(positions)
@@ -192,13 +210,16 @@ class Batch:
         return self._logits
 
 
-def choose_tokens(logits: Float[Tensor, "row vocabulary"], decodings: Sequence[Decoding]) -> Int[Tensor, "row"]:
+def choose_tokens(logits: Float[Tensor, "row vocabulary"], rows: Sequence[Row]) -> Int[Tensor, "row"]:
     """The most likely token of each row, or one drawn at the row's temperature from its top-p nucleus."""
     tokens = logits.argmax(dim=-1)
-    for row, decoding in enumerate(decodings):
-        if decoding.temperature > 0:
-            scores = TemperatureLogitsWarper(decoding.temperature)(None, logits[row : row + 1].float())
-            if decoding.top_p < 1:
-                scores = TopPLogitsWarper(decoding.top_p)(None, scores)
-            tokens[row] = torch.multinomial(scores.softmax(dim=-1), 1)[0, 0]
+    for at, row in enumerate(rows):
+        if row.decoding.temperature > 0:
+            scores = TemperatureLogitsWarper(row.decoding.temperature)(None, logits[at : at + 1].float())
+            if row.decoding.top_p < 1:
+                scores = TopPLogitsWarper(row.decoding.top_p)(None, scores)
+            probabilities = scores.softmax(dim=-1)
+            if row.generator is not None:
+                probabilities = probabilities.cpu()
+            tokens[at] = torch.multinomial(probabilities, 1, generator=row.generator)[0, 0]
     return tokens

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from moe_llava.checkpoint.folder import load_model
 from moe_llava.data.processor import MoeLlavaProcessor
+from moe_llava.generate.answer_text import AnswerText
 from moe_llava.generate.batch import Batch, Decoding, Observer, Row, Sequences
 from moe_llava.generate.image_features import ImageFeatures
 from moe_llava.generate.plan import ImageSource, Prefix, Prompt, Wave, plan
@@ -115,14 +116,11 @@ class Engine:
         """Pieces of one answer as they are decoded. Closing the iterator stops the model at its next token."""
         row = Row(0, decoding or Decoding())
         batch = self.start([self.prompt(request)], [row])
-        said = ""
+        text = AnswerText(self.processor.tokenizer)
         while batch.rows:
             batch.step()
-            text = self.processor.tokenizer.decode(row.tokens, skip_special_tokens=True)
-            half_a_character = text.endswith("\N{REPLACEMENT CHARACTER}") and not row.ended
-            if len(text) > len(said) and text.startswith(said) and not half_a_character:
-                yield text[len(said) :]
-                said = text
+            if piece := text.take(row.tokens, ended=row.ended is not None):
+                yield piece
 
     def prompt(self, request: Request) -> Prompt:
         """A request in tokens.
@@ -143,15 +141,24 @@ class Engine:
         """What a row says."""
         return self.processor.tokenizer.decode(row.tokens, skip_special_tokens=True).strip()
 
+    @property
+    def joins(self) -> bool:
+        """Whether a running batch can take in others: not where layers keep a running state for keys and values."""
+        return not any(DynamicCache(config=self.model.config.text_config).is_linear)
+
+    @property
+    def cache_tokens(self) -> int:
+        """How many tokens the keys and values of a batch may hold, padding included."""
+        return self._batch_limit() // account_model(self.model).cache_bytes_per_token(self.model.dtype.itemsize)
+
     def _plan(self, prompts: list[Prompt], batch_size: int, max_new_tokens: int) -> Iterator[Wave]:
         layers = DynamicCache(config=self.model.config.text_config)
-        per_token = account_model(self.model).cache_bytes_per_token(self.model.dtype.itemsize)
         longest = max((len(prompt.ids) for prompt in prompts), default=1)
         return plan(
             prompts,
             batch_size=batch_size,
             # Room for the answers too, as far as they are likely to need it.
-            max_tokens=self._batch_limit() // per_token * longest // (longest + max_new_tokens),
+            max_tokens=self.cache_tokens * longest // (longest + max_new_tokens),
             image_token_id=self.model.config.image_token_id,
             share=self.share_prefixes and self.observer is None and not any(layers.is_linear),
             equal_lengths=any(layers.is_sliding),

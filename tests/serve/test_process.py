@@ -1,0 +1,106 @@
+"""The command in a process of its own: it warns, it serves, and on SIGTERM it ends without losing anyone."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from moe_llava.checkpoint.folder import save_model
+from moe_llava.cli import main
+from moe_llava.generate.engine import Engine
+from tests.serve.conftest import asked, wait_for
+
+PROGRAM = [sys.executable, "-c", "import sys; from moe_llava.cli import main; sys.exit(main())", "serve"]
+
+
+@pytest.fixture(scope="module")
+def model(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    save_model(folder, engine.model, engine.processor)
+    return folder
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture
+def server(model: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+    port = free_port()
+    arguments = [*PROGRAM, str(model), "--port", str(port), "--host", "0.0.0.0", "--model-name", "mine"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        try:
+            return httpx.get(f"{url}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    wait_for(answers, 90)
+    yield process, url
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_sigterm_finishes_what_runs_and_refuses_what_is_new(server: tuple[subprocess.Popen, str]) -> None:
+    process, url = server
+    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    with client.chat.completions.create(model="mine", messages=asked("Hello"), max_tokens=400, stream=True) as stream:
+        chunks = iter(stream)
+        next(chunks)
+        wait_for(lambda: httpx.get(f"{url}/health").json()["running"] == 1)
+        process.send_signal(signal.SIGTERM)
+        refused = threading.Event()
+
+        def ask_on() -> None:
+            def was_refused() -> bool:
+                try:
+                    return httpx.post(f"{url}/v1/chat/completions", json={"messages": asked("Hi")}).status_code == 503
+                except httpx.TransportError:
+                    return True
+
+            wait_for(was_refused)
+            refused.set()
+
+        thread = threading.Thread(target=ask_on)
+        thread.start()
+        ends = [chunk.choices[0].finish_reason for chunk in chunks]
+        thread.join(30)
+    assert ends[-1] == "length"
+    assert refused.is_set()
+    assert process.wait(30) == 0
+    said = process.stdout.read() if process.stdout else ""
+    assert "mine at http://0.0.0.0" in said
+    assert "Warning: 0.0.0.0 is open to other machines" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["/nowhere"], "is not a checkpoint"),
+        (["/nowhere", "--port", "99999"], "--port 99999"),
+        (["/nowhere", "--max-batch", "0"], "at least 1"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments: list[str], words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *arguments]) == 1
+    assert words in capfd.readouterr().err
+
+
+def test_a_port_in_use_is_one_sentence(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", str(model), "--port", str(taken.getsockname()[1])]) == 1
+    assert "Choose another --port" in capfd.readouterr().err
