@@ -163,8 +163,8 @@ def test_identical_images_are_encoded_once(engine: Engine) -> None:
 
 def test_more_than_the_memory_holds_waits(engine: Engine) -> None:
     one, _ = job(engine, 0, Decoding(20))
-    small = Engine(engine.model, engine.processor)
-    per_token = (2**31) // small.cache_tokens
+    small = Engine(engine.model, engine.processor, batch_bytes=2**30)
+    per_token = 2**30 // small.cache_tokens
     small.batch_bytes = per_token * (2 * one.size + 1)
     scheduler = Scheduler(small)
     most = []

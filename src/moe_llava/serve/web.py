@@ -147,7 +147,9 @@ def build_page(service: Service) -> gr.Blocks:
             page.answer, [chat, temperature, length, layer], seen
         )
         stop.click(None, cancels=[answering, retrying])
-        clear.click(lambda: ([], None, page.panel(None, 0)), None, seen, cancels=[answering, retrying])
+        # First cancelled, then cleared: what an answer sends last must not arrive in the empty conversation.
+        stopped = clear.click(None, cancels=[answering, retrying])
+        stopped.then(lambda: ([], None, page.panel(None, 0)), None, seen, queue=False)
         layer.change(page.panel, [routes, layer], panel, queue=False, show_progress="hidden")
     return blocks
 
