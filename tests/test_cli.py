@@ -33,7 +33,7 @@ def test_public_names() -> None:
         (["chat", "/nowhere", "--prompt", "a"], "is not a checkpoint"),
         (["train", "/nowhere.toml"], "No such file"),
         (["inspect", "/nowhere.toml"], "No such file"),
-        (["inspect", "/nowhere"], "Cannot read a model's configuration"),
+        (["inspect", "/nowhere"], "Give a folder with a config.json"),
         (["data", "check", "/nowhere.json"], "nowhere.json"),
         (["score", "vqa", "--predictions", "a", "--data", "b"], "vqa"),
     ],

@@ -9,6 +9,7 @@ from moe_llava.model.accounting import account, account_model
 from moe_llava.recipe import load_recipe
 from moe_llava.train.build import build_stage
 from moe_llava.train.plan import inspect, plan, stage_config
+from tests.checkpoint.published import original_config, original_names, write_original, write_tower
 from tests.tiny import Tiny, tiny_dense, tiny_sparse
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -74,6 +75,16 @@ def test_unknown_sizes_and_circles() -> None:
         plan(circle, ["align"])
 
 
+def test_a_published_layout_is_counted_as_what_it_converts_to(tmp_path: Path) -> None:
+    model = tiny_sparse()
+    write_tower(tmp_path / "tower")
+    config = original_config(model, str(tmp_path / "tower"))
+    write_original(tmp_path / "source", original_names(model), config)
+    assert inspect(str(tmp_path / "source")) == account_model(model)
+
+
 def test_a_source_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Cannot read a model's configuration"):
         inspect(str(tmp_path))
+    with pytest.raises(ValueError, match="hf download"):
+        inspect("nobody/nothing")

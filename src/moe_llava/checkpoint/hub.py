@@ -6,10 +6,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.tiktoken", "*.txt")
+CONFIGURATION = ("*.json",)
 
 
-def fetch(name: str, *, what: str = "the model", remedy: str = "") -> Path:
+def fetch(name: str, *, what: str = "the model", remedy: str = "", patterns: tuple[str, ...] = PATTERNS) -> Path:
     """A folder of that name, or the hub's snapshot of that id. Only data is fetched, no code.
+
+    `patterns` are the files to fetch: `CONFIGURATION` alone where the weights are not needed.
 
     Raises:
         ValueError: neither exists or can be reached; the sentence says what to fetch.
@@ -18,7 +21,7 @@ def fetch(name: str, *, what: str = "the model", remedy: str = "") -> Path:
         return Path(name)
     command = f"hf download {name}"
     try:
-        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except HFValidationError:
         raise ValueError(f"{name} is neither a folder nor a hub id. {remedy}".strip()) from None
     except LocalEntryNotFoundError:

@@ -9,8 +9,9 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from moe_llava.checkpoint.hub import CONFIGURATION, fetch
 from moe_llava.checkpoint.original.families import FAMILIES, LLAMA, Family
-from moe_llava.checkpoint.original.towers import tower_config
+from moe_llava.checkpoint.original.towers import KNOWN, tower_config
 from moe_llava.model.config import MoeLlavaConfig
 from moe_llava.model.projector import projector_depth
 from moe_llava.model.vision import tower_shape
@@ -103,9 +104,37 @@ def read_layout(folder: Path) -> Layout:
     return _own_layout(path, raw, kind)
 
 
+def is_published(folder: Path) -> bool:
+    """Whether a folder's config.json is of a kind that `read_layout` reads."""
+    path = folder / "config.json"
+    kind = str(json.loads(path.read_text()).get("model_type", "")) if path.is_file() else ""
+    return kind != MoeLlavaConfig.model_type and _family(kind) is not None
+
+
+def original_config(folder: Path) -> MoeLlavaConfig:
+    """Configuration of the model that a source becomes, from its config.json and its tower's alone.
+
+    Raises:
+        ValueError: as `read_layout`; or the tower's shape cannot be found.
+    """
+    layout = read_layout(folder)
+    tower = None
+    if not layout.stock and layout.tower_name not in KNOWN:
+        remedy = "Or `moe-llava convert` the checkpoint with --vision-tower, and use what comes out."
+        tower = fetch(layout.tower_name or "", what="the vision tower", remedy=remedy, patterns=CONFIGURATION)
+    return layout.config(layout.tower_config(tower))
+
+
+def _family(kind: str) -> Family | None:
+    """The family of a `model_type`: `llava`, or `llava_NAME` or `moe_llava_NAME` of one that is known."""
+    before, mark, name = kind.removeprefix("moe_").partition("llava")
+    if before or not mark:
+        return None
+    return LLAMA if name == "" else FAMILIES.get(name.removeprefix("_"))
+
+
 def _own_layout(path: Path, raw: dict[str, Any], kind: str) -> Layout:
-    name = kind.removeprefix("moe_").removeprefix("llava").removeprefix("_")
-    family = LLAMA if name == "" else FAMILIES.get(name)
+    family = _family(kind)
     if family is None:
         raise ValueError(f"{path}: model_type {kind!r} is not supported: its decoder is none of {', '.join(FAMILIES)}.")
     if raw.get("mm_video_tower"):
