@@ -111,6 +111,25 @@ def test_safetensors_win_over_bin_in_one_folder(stage3: Callable[..., Any], tmp_
     assert same(weights(tmp_path / "out"), dict(model.state_dict()))
 
 
+def test_an_index_of_bin_files_that_were_not_fetched_does_not_matter(
+    stage3: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder, model = stage3()
+    index = {"weight_map": {"model.norm.weight": "pytorch_model-00001-of-00001.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    convert(folder, tmp_path / "out")
+    assert same(weights(tmp_path / "out"), dict(model.state_dict()))
+
+
+def test_a_stack_of_experts_takes_the_widest_of_their_types(stage3: Callable[..., Any], tmp_path: Path) -> None:
+    """Not that of the first expert, which would round the others."""
+    first = EXPERT.replace("experts.3", "experts.0")
+    folder, model = stage3(edit=lambda tensors: tensors.update({first: tensors[first].half()}))
+    convert(folder, tmp_path / "out")
+    name = "model.language_model.layers.0.mlp.experts.gate_up_proj"
+    assert torch.equal(weights(tmp_path / "out")[name][1:], model.state_dict()[name][1:])
+
+
 def test_stored_precision_is_kept(stage3: Callable[..., Any], tmp_path: Path) -> None:
     def to_bf16(tensors: dict[str, Tensor]) -> None:
         for name in tensors:
@@ -210,6 +229,10 @@ def _with(name: str) -> Callable[[dict], Any]:
     return lambda tensors: tensors.update({name: torch.zeros(2)})
 
 
+def _as(dtype: torch.dtype) -> Callable[[dict], Any]:
+    return lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].to(dtype)})
+
+
 EXPERT = "model.layers.0.mlp.deepspeed_moe.experts.deepspeed_experts.3.up_proj.weight"
 
 
@@ -218,11 +241,15 @@ EXPERT = "model.layers.0.mlp.deepspeed_moe.experts.deepspeed_experts.3.up_proj.w
     [
         (
             _without(EXPERT),
-            r"1 missing and 0 unexpected.*missing: model\.language_model\.layers\.0\.mlp\.experts\.gate_up_",
+            r"1 missing and 0 unexpected.*missing: model\.language_model\.layers\.0\.mlp\..*gate_up_proj \(experts 3\)",
         ),
         (_without("model.norm.weight"), r"missing: model\.language_model\.norm\.weight"),
         (_with("model.layers.0.lora_A.weight"), r"0 missing and 1 unexpected.*unexpected: model\.layers\.0\.lora_A"),
+        (_with(EXPERT.replace("experts.3", "experts.4")), r"0 missing and 1 unexpected.*deepspeed_experts\.4\.up_proj"),
+        (_with(EXPERT.replace("layers.0", "layers.9")), r"0 missing and 1 unexpected.*unexpected: model\.layers\.9"),
         (_with("model.norm.weight"), r"model\.norm\.weight has the shape \(2,\), which does not fit"),
+        (_as(torch.int8), r"holds model\.norm\.weight as I8: quantised weights are not supported"),
+        (_as(torch.int32), r"model\.norm\.weight holds torch\.int32: quantised weights are not supported"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
@@ -254,7 +281,16 @@ MOE = {"moe_enable": True, "moe_layers_idx": [0], "num_experts": [4], "top_k_exp
         ({"moe": {**MOE, "use_residual": True}}, "use_residual"),
         ({"moe": {**MOE, "ep_size": 2}}, "ep_size"),
         ({"moe": {**MOE, "num_experts": [2, 4]}}, "same number of experts"),
+        ({"moe": {**MOE, "moe_layers_idx": [0, 77]}}, r"table moe: layers = \[0, 77\] must name distinct layers"),
+        ({"moe": {**MOE, "moe_layers_idx": None}}, "moe_layers_idx is None"),
+        ({"moe": {**MOE, "top_k_experts": 9}}, "top_k = 9 of num_experts = 4 is impossible"),
+        ({"moe": "yes"}, "moe is 'yes'"),
+        ({"mm_vision_select_feature": "cls"}, "'cls' is not supported"),
+        ({"mm_vision_select_layer": None}, "mm_vision_select_layer is None"),
+        ({"mm_vision_select_layer": -99}, "layer -99 are impossible: the tower has 2 layers"),
         ({"hidden_size": None}, "lacks hidden_size"),
+        ({"hidden_size": "64"}, "hidden_size is '64': a whole number above zero is needed"),
+        ({"rms_norm_eps": "small"}, "describes no decoder.*rms_norm_eps"),
         ({"mm_image_tower": None}, "names no vision tower"),
         ({"mm_image_tower": "openai/clip-of-nobody"}, r"hf download openai/clip-of-nobody.*--vision-tower"),
     ],
@@ -309,9 +345,13 @@ def test_folders_that_are_no_checkpoint(stage3: Callable[..., Any], tmp_path: Pa
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors is missing"):
         convert(folder, tmp_path / "out")
-    (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"index\.json has no weight_map"):
         convert(folder, tmp_path / "out")
+    for content, sentence in ((b"{", "not valid JSON"), (b"\xff", "not valid JSON"), (b"[]", "holds no JSON object")):
+        (folder / "config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=sentence):
+            convert(folder, tmp_path / "out")
 
 
 def test_a_second_run_is_refused_and_an_interrupted_one_leaves_nothing(

@@ -1,13 +1,13 @@
 """A name -> a folder of ours: as it is, or converted once into the cache if it is what was published."""
 
 import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
 
 from moe_llava.checkpoint.hub import fetch
 from moe_llava.checkpoint.original import convert
+from moe_llava.checkpoint.tables import read_table
 from moe_llava.model.config import MoeLlavaConfig
 
 
@@ -42,10 +42,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _model_type(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "config.json").read_text()).get("model_type"))
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{folder}/config.json is not valid: {error}.") from error
+    return str(read_table(folder / "config.json").get("model_type"))
 
 
 def _converted(folder: Path, name: str) -> Path:

@@ -56,7 +56,10 @@ def tower_config(name: str | None, folder: Path | None) -> PreTrainedConfig:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no vision tower: it has no config.json.")
     config = AutoConfig.from_pretrained(folder)
-    return getattr(config, "vision_config", config)
+    config = getattr(config, "vision_config", config)
+    if not hasattr(config, "image_size") or not hasattr(config, "num_hidden_layers"):
+        raise ValueError(f"{folder} is no vision tower that is supported: its type is {config.model_type}.")
+    return config
 
 
 def tower_pixels(config: PreTrainedConfig, *folders: Path | None) -> Any:
