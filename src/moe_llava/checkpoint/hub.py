@@ -5,11 +5,14 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.tiktoken", "*.txt")
+PATTERNS = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt")
+BIN = "*.bin"
 
 
 def fetch(name: str, *, what: str = "the model", remedy: str = "") -> Path:
-    """A folder of that name, or the hub's snapshot of that id. Only data is fetched, no code.
+    """A folder of that name, or the hub's snapshot of that id.
+
+    Only data is fetched, no code; and no `.bin` where there is safetensors, which often is the same once more.
 
     Raises:
         ValueError: neither exists or can be reached; the sentence says what to fetch.
@@ -18,7 +21,10 @@ def fetch(name: str, *, what: str = "the model", remedy: str = "") -> Path:
         return Path(name)
     command = f"hf download {name}"
     try:
-        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+        folder = Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*PATTERNS, BIN]))
+        return folder
     except HFValidationError:
         raise ValueError(f"{name} is neither a folder nor a hub id. {remedy}".strip()) from None
     except LocalEntryNotFoundError:
@@ -27,4 +33,4 @@ def fetch(name: str, *, what: str = "the model", remedy: str = "") -> Path:
             f"Where there is a network: `{command}`. {remedy}".strip()
         ) from None
     except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"Cannot fetch {what} {name}: {str(error).splitlines()[0]} {remedy}".strip()) from error
+        raise ValueError(f"Cannot fetch {what} {name}: {' '.join(str(error).split())} {remedy}".strip()) from error

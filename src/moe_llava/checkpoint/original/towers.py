@@ -45,7 +45,7 @@ def tower_folder(name: str | None, given: str | Path | None, weights_inside: boo
         return Path(name)
     if weights_inside and name in KNOWN:
         return None
-    return fetch(name, what="the vision tower", remedy="Fetch it, then give its folder with --vision-tower.")
+    return fetch(name, what="the vision tower", remedy="Or convert with --vision-tower and its folder.")
 
 
 def tower_config(name: str | None, folder: Path | None) -> PreTrainedConfig:
