@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +20,12 @@ from transformers import (
 )
 
 from moe_llava.checkpoint.original import convert
+from moe_llava.checkpoint.stream import write_model
 from moe_llava.cli import main
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.model.config import moe_layers
 from tests.checkpoint.published import (
+    before_4_52,
     original_config,
     original_names,
     without_experts,
@@ -198,13 +201,7 @@ def test_llava_as_transformers_writes_it(since: str, tmp_path: Path) -> None:
     ).eval()
     tensors = {}
     for name, tensor in stock.state_dict().items():
-        if since != "since":
-            name = name.replace("model.language_model.", "language_model.model.").replace(
-                "lm_head.", "language_model.lm_head."
-            )
-            name = name.replace("model.vision_tower.", "vision_tower.vision_model.")
-            name = name.replace("model.multi_modal_projector", "multi_modal_projector")
-        tensors[name] = tensor.clone()
+        tensors[name if since == "since" else before_4_52(name)] = tensor.clone()
     config = json.loads(stock.config.to_json_string(use_diff=False))
     convert(write_original(tmp_path / "hf", tensors, config), tmp_path / "out")
     torch.testing.assert_close(logits(load(tmp_path / "out")), logits(stock), rtol=0, atol=1e-5)
@@ -373,6 +370,19 @@ def test_a_second_run_is_refused_and_an_interrupted_one_leaves_nothing(
     convert(folder, tmp_path / "out")
     with pytest.raises(ValueError, match="not empty"):
         convert(folder, tmp_path / "out")
+
+
+def test_a_full_disk_is_said_before_and_while_writing(
+    stage3: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = stage3()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ValueError, match=r"out needs 0\.\d MB and its disk has 0\.0 MB left"):
+        convert(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "model.safetensors").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        write_model(tmp_path, {"w": ((2,), torch.float32)}, [("w", torch.zeros(2))])
 
 
 def test_the_folder_s_name_decides_nothing(stage3: Callable[..., Any], tmp_path: Path) -> None:

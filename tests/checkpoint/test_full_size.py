@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from moe_llava.checkpoint.original.families import COMMON_NAMES, IGNORED
+from moe_llava.checkpoint.original.families import COMMON_NAMES, IGNORED, LLAVA_HF_NAMES
 from moe_llava.checkpoint.original.layout import read_layout
 from moe_llava.checkpoint.original.placing import Placer, check_shapes
 from moe_llava.checkpoint.original.towers import KNOWN
-from tests.checkpoint.published import without_experts
+from moe_llava.model import MoeLlavaConfig
+from tests.checkpoint.published import before_4_52, without_experts
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -30,9 +32,11 @@ PHI |= {"layer_norm_eps": 1e-5, "max_position_embeddings": 2048, "rope_theta": 1
 OPENCHAT = {"vocab_size": 32002, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
 OPENCHAT |= {"num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
 OPENCHAT |= {"max_position_embeddings": 8192, "sliding_window": 4096, "hidden_act": "silu"}
+VICUNA = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+VICUNA |= {"num_attention_heads": 32, "num_key_value_heads": 32, "rms_norm_eps": 1e-5, "hidden_act": "silu"}
 
 CLIP, SIGLIP = "openai/clip-vit-large-patch14-336", "google/siglip-so400m-patch14-384"
-# Published model: family, configuration, tower, parameters of the dense decoder (Phi-2's without its head's bias).
+# Published model: family, configuration, tower, parameters of the dense decoder; Phi-2's head lost its bias.
 MODELS = {
     "StableLM-1.6B": ("stablelm", STABLELM, CLIP, 1_644_515_328),
     "Qwen-1.8B": ("qwen", QWEN, CLIP, 1_836_828_672),
@@ -40,6 +44,7 @@ MODELS = {
     "StableLM-1.6B-384": ("stablelm", STABLELM, SIGLIP, 1_644_515_328),
     "Phi2-2.7B-384": ("phi", PHI, SIGLIP, 2_779_683_840 - 51_200),
     "OpenChat-7B": ("mistral", OPENCHAT, CLIP, 7_241_748_480),
+    "LLaVA-1.5-7B": ("llama", VICUNA, CLIP, 6_738_415_616),
 }
 
 
@@ -106,11 +111,38 @@ def test_every_tensor_has_its_place(model: str, stage: str, fixtures: Path, tmp_
         seen = recorded_shapes(golden / "vision/tiny-siglip/model.safetensors")
     shapes = language | tower_shapes(seen, KNOWN[tower])
 
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    layout = read_layout(tmp_path)
-    placer = Placer(layout.config(layout.tower_config(None)), layout.family)
-    placer.add(0, shapes, (*COMMON_NAMES, *layout.family.names), IGNORED)
+    if model == "LLaVA-1.5-7B" and stage == "II":
+        for name in ("mm_image_tower", "image_projector_type"):
+            config[name.replace("mm_image", "mm_vision").replace("image_proj", "mm_proj")] = config.pop(name)
+        config["model_type"] = "llava"
+        shapes = {
+            name.replace("image_spatial_proj.", "").replace("image_tower", "vision_tower"): shape
+            for name, shape in shapes.items()
+        }
+    check_places(config, shapes, tmp_path, {"lm_head.bias"} if family == "phi" else set())
+
+
+@pytest.mark.parametrize("since", ["before 4.52", "since"])
+def test_llava_as_transformers_publishes_it(since: str, tmp_path: Path) -> None:
+    text = {"model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32064}
+    config = {"model_type": "llava", "text_config": text, "vision_config": KNOWN[CLIP], "image_token_index": 32000}
+    config |= {"vision_feature_layer": -2, "vision_feature_select_strategy": "default", "projector_hidden_act": "gelu"}
+    with torch.device("meta"):
+        stock = LlavaForConditionalGeneration(LlavaConfig(**config))
+    names = {name: tuple(tensor.shape) for name, tensor in stock.state_dict().items()}
+    if since != "since":
+        names = {before_4_52(name): shape for name, shape in names.items()}
+    assert check_places(config, names, tmp_path, set()).image_seq_length == 576
+
+
+def check_places(config: dict[str, Any], shapes: Shapes, folder: Path, lacking: set[str]) -> MoeLlavaConfig:
+    """Every tensor fits into the model of that config.json, whose places are all filled but for those lacking."""
+    (folder / "config.json").write_text(json.dumps(config))
+    layout = read_layout(folder)
+    ours = layout.config(layout.tower_config(None))
+    placer = Placer(ours, layout.family)
+    placer.add(0, shapes, LLAVA_HF_NAMES if layout.stock else (*COMMON_NAMES, *layout.family.names), IGNORED)
     assert (placer.missing(), placer.placement.unexpected) == ([], [])
     check_shapes(placer.placement, placer.shapes, [{name: (shape, torch.bfloat16) for name, shape in shapes.items()}])
-    lacking = {"lm_head.bias"} if family == "phi" else set()
     assert placer.shapes.keys() - placer.placement.pieces.keys() == lacking
+    return ours

@@ -70,6 +70,7 @@ def convert(
     processor = _processor(layout, config, parts, warnings)
     placer = _placed(layout, config, parts)
     specs = _specs(placer, parts)
+    _check_room(out, sum(map(num_bytes, specs.values())))
     created, staging = not out.exists(), out / ".writing"
     staging.mkdir(parents=True)
     try:
@@ -82,6 +83,12 @@ def convert(
         raise
     staging.rmdir()
     return Conversion(config, sum(map(num_bytes, specs.values())), len(specs), warnings)
+
+
+def _check_room(out: Path, needed: int) -> None:
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    if (free := shutil.disk_usage(existing).free) < needed:
+        raise ValueError(f"{out} needs {needed / 1e6:,.1f} MB and its disk has {free / 1e6:,.1f} MB left: make room.")
 
 
 def _placed(layout: Layout, config: MoeLlavaConfig, parts: Parts) -> Placer:
