@@ -83,6 +83,16 @@ def test_code_is_never_fetched_and_bin_files_only_without_safetensors(
     assert {path.name for path in tmp_path.iterdir()} == expected
 
 
+def test_its_size_is_told_by_its_config_alone(snapshot: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for path in snapshot.glob("*.safetensors*"):
+        path.unlink()
+    for name in (NAME, str(snapshot)):
+        assert main(["inspect", name, "--json"]) == 0
+        printed = json.loads(capfd.readouterr().out)
+        assert printed["parts"]["experts"] > printed["parts"]["ffn"] > 0
+        assert printed["parameters"]["total"] > printed["parameters"]["activated"]
+
+
 def test_a_folder_of_the_original_loads_by_its_path(snapshot: Path, cache: Path) -> None:
     assert moe_llava.load(snapshot).chat("What is it?", decoding=Decoding(max_new_tokens=2)) is not None
     before = set((cache / "converted").iterdir())

@@ -5,8 +5,11 @@ import os
 import shutil
 from pathlib import Path
 
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
 from moe_llava.checkpoint.hub import fetch
 from moe_llava.checkpoint.original import convert
+from moe_llava.checkpoint.original.layout import judge
 from moe_llava.checkpoint.tables import read_table
 from moe_llava.model.config import MoeLlavaConfig
 
@@ -34,6 +37,21 @@ def local_checkpoint(name: str | Path) -> Path:
     if _model_type(folder) == MoeLlavaConfig.model_type:
         return folder
     return _converted(folder, str(name))
+
+
+def published_config(name: str | Path) -> MoeLlavaConfig | None:
+    """The configuration that a published checkpoint converts to, from its config.json alone; `None` for anything else.
+
+    Raises:
+        ValueError: a LLaVA that does not convert.
+        OSError: it, or the tower that it names, has no config.json that can be reached.
+    """
+    raw, _ = PreTrainedConfig.get_config_dict(name)
+    kind = str(raw.get("model_type"))
+    if "llava" not in kind or (kind in CONFIG_MAPPING and kind != "llava"):
+        return None
+    layout = judge(raw, Path(name) / "config.json")
+    return layout.config(layout.tower_config(None))
 
 
 def _is_hub_id(name: str) -> bool:

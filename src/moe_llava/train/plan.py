@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig
 
+from moe_llava.checkpoint.published import published_config
 from moe_llava.data.conversation import read_conversations
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
 from moe_llava.model.accounting import Accounting, account, account_model
@@ -129,7 +130,7 @@ def recipe_config(recipe: Recipe) -> MoeLlavaConfig:
 
 
 def read_any_config(source: str | Path) -> MoeLlavaConfig:
-    """Configuration of a checkpoint of ours, or of any causal language model as a text-only model."""
+    """Configuration of a checkpoint, ours or published, or of any causal language model as a text-only model."""
     config = _read_config(str(source))
     if isinstance(config, MoeLlavaConfig):
         return config
@@ -139,7 +140,7 @@ def read_any_config(source: str | Path) -> MoeLlavaConfig:
 
 def _read_config(source: str) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(source)
+        return published_config(source) or AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"Cannot read a model's configuration from {source!r}: {str(error).splitlines()[0]} "

@@ -98,12 +98,16 @@ def read_layout(folder: Path) -> Layout:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a checkpoint: it has no config.json.")
-    raw = read_table(path)
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds LoRA adapters, not a model: merge them with the tools that made them first.")
+    return judge(read_table(path), path)
+
+
+def judge(raw: dict[str, Any], path: Path) -> Layout:
+    """What a config.json says; `path` stands in the errors, which are those of `read_layout`."""
     kind = str(raw.get("model_type", ""))
     if kind == MoeLlavaConfig.model_type:
-        raise ValueError(f"{folder} is a checkpoint of this library already: use it as it is.")
+        raise ValueError(f"{path.parent} is a checkpoint of this library already: use it as it is.")
     if kind == "llava" and isinstance(raw.get("text_config"), dict):
         return _stock_layout(raw)
     if "llava" not in kind:
