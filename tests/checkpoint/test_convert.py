@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForImageTextToText,
     CLIPVisionConfig,
     LlamaConfig,
@@ -174,6 +176,23 @@ def test_stage_two_and_stage_one_are_the_dense_model(
         convert(first, tmp_path / "one")
     convert(first, tmp_path / "one", language_model=tmp_path / "base")
     assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_of_a_whole_clip_only_the_image_side_is_read(kind: str, stage3: Callable[..., Any], tmp_path: Path) -> None:
+    """As the hub's openai/clip-vit-large-patch14-336 and google/siglip-so400m-patch14-384 are."""
+    sides = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = sides | {"image_size": SIZE, "patch_size": 14}
+    text = sides | {"vocab_size": 60, "bos_token_id": 0, "eos_token_id": 1}
+    whole = AutoModel.from_config(AutoConfig.for_model(kind, vision_config=vision, text_config=text))
+    whole.save_pretrained(tmp_path / "whole")
+    _, model = stage3()
+    config = original_config(model, "somewhere/else")
+    source = write_original(tmp_path / "source", original_names(model, tower=False), config)
+    convert(source, tmp_path / "out", vision_tower=tmp_path / "whole")
+    made = weights(tmp_path / "out")
+    for name, tensor in whole.vision_model.state_dict().items():
+        assert torch.equal(made[f"model.vision_tower.{name}"], tensor)
 
 
 def test_llava_in_its_own_layout(tower: Path, tmp_path: Path) -> None:

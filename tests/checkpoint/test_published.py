@@ -52,7 +52,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_hub_id_is_fetched_converted_once_and_answers(
-    snapshot: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    snapshot: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     image, decoding = Image.new("RGB", (60, 40), "teal"), Decoding(max_new_tokens=3)
     vlm = moe_llava.load(NAME)
@@ -60,6 +60,7 @@ def test_a_hub_id_is_fetched_converted_once_and_answers(
     answer = vlm.chat("What is it?", image, decoding=decoding)
     converted = list((cache / "converted").iterdir())
     assert [folder.name.rpartition("-")[0] for folder in converted] == [NAME.replace("/", "--")]
+    assert f"Converting {NAME}, once, into {converted[0]}" in caplog.text
     monkeypatch.setattr(published, "convert", lambda *_: pytest.fail("converted twice"))
     assert moe_llava.load(NAME).chat("What is it?", image, decoding=decoding) == answer
     assert moe_llava.load(converted[0]).chat("What is it?", image, decoding=decoding) == answer

@@ -1,6 +1,7 @@
 """A name -> a folder of ours: as it is, or converted once into the cache if it is what was published."""
 
 import hashlib
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,10 @@ from moe_llava.checkpoint.original import convert
 from moe_llava.checkpoint.original.layout import judge
 from moe_llava.checkpoint.tables import read_table
 from moe_llava.model.config import MoeLlavaConfig
+
+# Raised when a conversion gives something else than before, so that nobody keeps an old one in the cache.
+_CONVERSION = 2
+_log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -70,6 +75,8 @@ def _converted(folder: Path, name: str) -> Path:
     if not final.is_dir():
         beside = final.with_name(f".{final.name}-{os.getpid()}")
         shutil.rmtree(beside, ignore_errors=True)
+        # At the level that is seen without being asked for: a full-size model takes minutes.
+        _log.warning("Converting %s, once, into %s", name, final)
         convert(folder, beside)
         try:
             beside.rename(final)
@@ -81,8 +88,8 @@ def _converted(folder: Path, name: str) -> Path:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Changes when a file of the folder does."""
-    parts = [str(folder.resolve())]
+    """Changes when a file of the folder does, or what a conversion makes of it."""
+    parts = [f"conversion {_CONVERSION}", str(folder.resolve())]
     for path in sorted(folder.iterdir()):
         if path.is_file():
             status = path.stat()
