@@ -2,6 +2,7 @@
 
 import base64
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -63,6 +64,25 @@ def test_a_tiktoken_vocabulary_gives_tiktoken_s_ids(
     expected = oracle.encode(text, allowed_special="all")
     assert ours.encode(text, add_special_tokens=False).ids == expected
     assert ours.decode(expected, skip_special_tokens=False) == text
+
+
+def test_merges_are_tiktoken_s_where_many_tokens_overlap(tmp_path: Path) -> None:
+    """Random words of two letters over a vocabulary of their random joints."""
+    tiktoken = pytest.importorskip("tiktoken")
+    draw = random.Random(0)
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    letters = [b"a", b"b"]
+    while len(ranks) < 320:
+        joint = draw.choice(letters) + draw.choice(letters)
+        if joint not in ranks and len(joint) < 12:
+            ranks[joint] = len(ranks)
+            letters.append(joint)
+    write_ranks(tmp_path / "qwen.tiktoken", ranks)
+    ours = tiktoken_backend(tmp_path / "qwen.tiktoken", 1000, ())
+    oracle = tiktoken.Encoding("oracle", pat_str=_CUTS, mergeable_ranks=ranks, special_tokens={})
+    for _ in range(200):
+        text = "".join(draw.choices("ab", k=draw.randint(1, 60)))
+        assert ours.encode(text, add_special_tokens=False).ids == oracle.encode(text)
 
 
 def test_special_tokens_have_the_published_ids(ranks: dict[bytes, int], tmp_path: Path) -> None:
