@@ -2,7 +2,8 @@
 
     python benchmarks/fidelity.py RECORDINGS
 
-RECORDINGS holds one folder a family, as `golden/` of the tests' fixtures. Prints a table in Markdown.
+RECORDINGS holds one folder a family, as `golden/` of the tests' fixtures. Prints a table in Markdown. Of the experts'
+gradients norms were recorded, so theirs is a relative difference.
 """
 
 import sys
@@ -17,11 +18,19 @@ from tests.checkpoint.recordings import FAMILIES, Recording, embedded_as_the_ori
 from tests.checkpoint.test_agreement import CASES, language_loss
 
 from moe_llava.model.balance import stack_real_tokens
-from moe_llava.model.config import moe_layers
 
 
 def main() -> None:
-    columns = ("family", "logits", "router logits", "greedy tokens", "loss", "balance loss", "router gradient")
+    columns = (
+        "family",
+        "logits",
+        "router logits",
+        "greedy tokens",
+        "loss",
+        "balance loss",
+        "router gradient",
+        "expert gradient",
+    )
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     with tempfile.TemporaryDirectory() as folder:
         for family in FAMILIES:
@@ -64,20 +73,29 @@ def generated(recorded: Recording) -> str:
     return f"{equal} of 24"
 
 
-def training(recorded: Recording) -> tuple[str, str, str]:
-    """Loss, balance loss and the routers' gradients of `train`, with the original's gating in our model."""
+def training(recorded: Recording) -> tuple[str, ...]:
+    """Loss, balance loss, and gradients of routers and experts of `train`, with the original's gating in our model."""
     model, batch, expected = recorded.model, recorded.batch("batch"), recorded.case("train")
     with routed_as_the_original(model, 1.5, None) as gatings:
         logits = model(**embedded_as_the_original(model, batch)).logits
     loss = language_loss(logits, batch["labels"]) + 0.01 * torch.stack([gating.aux_loss for gating in gatings]).sum()
     loss.backward()
     balance = [abs(gating.aux_loss - expected[f"moe{layer}.l_aux"].squeeze()) for layer, gating in enumerate(gatings)]
-    gradients = []
-    for index in moe_layers(model.config.text_config):
-        theirs = next(t for name, t in expected.items() if name.startswith("grad/") and f".{index}.mlp" in name)
-        ours = model.model.language_model.layers[index].mlp.gate.weight.grad
-        gradients.append((ours - theirs).abs().max())
-    return f"{abs(loss - expected['loss'].squeeze()):.1e}", f"{max(balance):.1e}", f"{max(gradients):.1e}"
+    ours = recorded.gradients()
+    routers = [
+        (ours[name.partition("/")[2]] - gradient).abs().max()
+        for name, gradient in expected.items()
+        if name.startswith("grad/") and "gate.wg" in name
+    ]
+    experts = [
+        abs(float(ours[name.partition("/")[2]].norm() / norm) - 1)
+        for name, norm in expected.items()
+        if name.startswith("grad_norm/") and "deepspeed_experts" in name
+    ]
+    return (
+        f"{abs(loss - expected['loss'].squeeze()):.1e}",
+        *(f"{max(all_):.1e}" for all_ in (balance, routers, experts)),
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
+# Before the first import of the hub's client, which reads it then.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 SOURCE = Path(__file__).parents[1] / "src" / "moe_llava"
 # But for two dataclasses of transformers': it passes the first more than its fields, and annotates the second wrongly.
 CHECKED = [
@@ -22,8 +26,6 @@ import torch
 from tests.tiny import Tiny
 
 torch.set_num_threads(1)
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,18 @@ def write_original(
     return folder
 
 
+def before_4_52(name: str) -> str:
+    """What transformers called a tensor of its LLaVA before version 4.52."""
+    for new, old in (
+        ("model.language_model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+        ("model.vision_tower.", "vision_tower.vision_model."),
+        ("model.multi_modal_projector", "multi_modal_projector"),
+    ):
+        name = name.replace(new, old)
+    return name
+
+
 def without_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A stage II checkpoint whose feed-forward networks are the first experts of a stage III one."""
     dense = {name: tensor for name, tensor in tensors.items() if "deepspeed_moe" not in name}

@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from moe_llava.checkpoint.original import convert
+from moe_llava.checkpoint.original.families import COMMON_NAMES, IGNORED
+from moe_llava.checkpoint.original.layout import read_layout
+from moe_llava.checkpoint.original.placing import Placer, block_of
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.model.config import moe_layers
 from tests.original_gating import Gating, gate
@@ -30,17 +33,18 @@ class Recording:
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     meta: dict[str, Any]
+    placer: Placer
 
     @classmethod
     def open(cls, folder: Path, out: Path) -> "Recording":
         convert(folder / "checkpoint", out, vision_tower=folder / "vision_tower")
         model = MoeLlavaForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
-        return cls(
-            model,
-            load_file(folder / "inputs.safetensors"),
-            load_file(folder / "outputs.safetensors"),
-            json.loads((folder / "meta.json").read_text()),
-        )
+        meta = json.loads((folder / "meta.json").read_text())
+        family = read_layout(folder / "checkpoint").family
+        placer = Placer(model.config, family)
+        placer.add(0, meta["state_dict_keys"], (*COMMON_NAMES, *family.names), IGNORED)
+        inputs, outputs = (load_file(folder / f"{name}.safetensors") for name in ("inputs", "outputs"))
+        return cls(model, inputs, outputs, meta, placer)
 
     def case(self, name: str) -> dict[str, Tensor]:
         return {key.partition("/")[2]: t for key, t in self.outputs.items() if key.startswith(f"{name}/")}
@@ -50,6 +54,19 @@ class Recording:
         return [
             self.outputs[f"{name}/moe{layer}.{key}"] for layer in range(len(moe_layers(self.model.config.text_config)))
         ]
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The model's gradients under the original's names, expert by expert; without those of the tower."""
+        parameters = dict(self.model.named_parameters())
+        parts: dict[str, list[Tensor]] = {}
+        for target, pieces in self.placer.placement.pieces.items():
+            if "vision_tower" not in target:
+                gradient = parameters[target].grad
+                assert gradient is not None
+                for piece in pieces:
+                    own = gradient if piece.expert is None else gradient[piece.expert]
+                    parts.setdefault(piece.source, []).append(block_of(own, piece.put))
+        return {source: torch.cat(tensors) for source, tensors in parts.items()}
 
     def batch(self, name: str, left: bool = False) -> dict[str, Tensor]:
         """A recorded input with images expanded, padded to one length; images of text-only samples left out."""

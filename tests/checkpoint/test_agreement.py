@@ -84,37 +84,16 @@ def language_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_gradients(recorded: Recording, expected: dict[str, Tensor]) -> None:
-    """Routers and the projector's last bias whole; experts of every layer by their norms."""
-    model = recorded.model
-    layers = moe_layers(model.config.text_config)
-    gradients = {name.partition("/")[2]: tensor for name, tensor in expected.items() if name.startswith("grad/")}
-    found = 0
-    for name, gradient in gradients.items():
-        if "wg.weight" in name:
-            index = next(index for index in layers if f".{index}.mlp" in name)
-            ours = model.model.language_model.layers[index].mlp.gate.weight.grad
-        else:
-            ours = model.model.multi_modal_projector[2].bias.grad
-        torch.testing.assert_close(ours, gradient, rtol=0, atol=1e-5)
-        found += 1
-    assert found == len(layers) + 1
-    for index in layers:
-        experts = model.model.language_model.layers[index].mlp.experts
-        for expert in range(4):
-            prefix = f"layers.{index}.mlp" if recorded.meta["backbone"] != "qwen" else f"h.{index}.mlp"
-            norms = {
-                name.rpartition("deepspeed_experts.")[2]: float(norm)
-                for name, norm in expected.items()
-                if name.startswith("grad_norm") and f"{prefix}.deepspeed_moe.experts" in name and ".weight" in name
-            }
-            theirs = sum(norm**2 for name, norm in norms.items() if name.startswith(f"{expert}."))
-            ours = sum(
-                float(weight.grad[expert].square().sum())
-                for name, weight in experts.named_parameters()
-                if not name.endswith("bias")
-            )
-            assert theirs > 0
-            assert ours**0.5 == pytest.approx(theirs**0.5, rel=1e-4, abs=1e-6)
+    """Every tensor's gradient by its norm, each expert's among them; routers' and the projector's last bias whole."""
+    ours = recorded.gradients()
+    norms = {name.partition("/")[2]: norm for name, norm in expected.items() if name.startswith("grad_norm/")}
+    assert ours.keys() == norms.keys()
+    for name, norm in norms.items():
+        assert float(ours[name].norm()) == pytest.approx(float(norm), rel=1e-4, abs=1e-6), name
+    whole = {name.partition("/")[2]: tensor for name, tensor in expected.items() if name.startswith("grad/")}
+    assert len(whole) == len(moe_layers(recorded.model.config.text_config)) + 1
+    for name, gradient in whole.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=0, atol=1e-5)
 
 
 def test_our_training_loss_is_the_original_s_without_padding_and_dropping(recorded: Recording) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -18,17 +19,22 @@ from moe_llava.model.upcycle import upcycle
 from tests.checkpoint.published import original_config, original_names, write_original, write_tower
 from tests.tiny import tiny_dense
 
+COMMIT = "0123456789" * 4
 NAME = "LanguageBind/MoE-LLaVA-Phi2-2.7B-4e"
 TEXTS = ["A chat between a curious user and an artificial intelligence assistant. USER: What is it? ASSISTANT: A cat."]
 
 
 @pytest.fixture
-def snapshot(tmp_path: Path) -> Path:
-    """What the hub's snapshot of MoE-LLaVA-Phi2-2.7B-4e looks like, 32 layers deep, of tiny width, in two shards."""
+def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the hub's client has on disk of MoE-LLaVA-Phi2-2.7B-4e: 32 layers deep, of tiny width, in two shards."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     write_tower(tmp_path / "tower")
     dense = tiny_dense("phi", vocab_size=400, num_hidden_layers=32, num_key_value_heads=4, partial_rotary_factor=0.5)
     model = upcycle(dense, noise=0.5)
-    folder = tmp_path / "snapshots" / "0123abc"
+    repository = tmp_path / "hub" / f"models--{NAME.replace('/', '--')}"
+    folder = repository / "snapshots" / COMMIT
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
     config = original_config(model, str(tmp_path / "tower"))
     write_original(folder, original_names(model, tower=False), config, shards=2)
     bpe = json.loads(train_tokenizer(TEXTS, 300).backend_tokenizer.to_str())["model"]
@@ -46,26 +52,46 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_hub_id_is_fetched_converted_once_and_answers(
-    snapshot: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    snapshot: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked: list[str] = []
-
-    def download(name: str, allow_patterns: list[str]) -> str:
-        asked.append(name)
-        assert "*.py" not in allow_patterns
-        return str(snapshot)
-
-    monkeypatch.setattr(hub, "snapshot_download", download)
     image, decoding = Image.new("RGB", (60, 40), "teal"), Decoding(max_new_tokens=3)
     vlm = moe_llava.load(NAME)
     assert moe_layers(vlm.engine.model.config.text_config) == tuple(range(0, 32, 2))
     answer = vlm.chat("What is it?", image, decoding=decoding)
     converted = list((cache / "converted").iterdir())
     assert [folder.name.rpartition("-")[0] for folder in converted] == [NAME.replace("/", "--")]
+    assert f"Converting {NAME}, once, into {converted[0]}" in caplog.text
     monkeypatch.setattr(published, "convert", lambda *_: pytest.fail("converted twice"))
     assert moe_llava.load(NAME).chat("What is it?", image, decoding=decoding) == answer
     assert moe_llava.load(converted[0]).chat("What is it?", image, decoding=decoding) == answer
-    assert asked == [NAME, NAME]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_code_is_never_fetched_and_bin_files_only_without_safetensors(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered = ["config.json", "modeling.py", "pytorch_model.bin"] + ["model.safetensors"] * (kind == "safetensors")
+
+    def download(_: str, allow_patterns: list[str]) -> str:
+        for file in offered:
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    hub.fetch("somebody/something")
+    expected = {"config.json", "model.safetensors" if kind == "safetensors" else "pytorch_model.bin"}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+def test_its_size_is_told_by_its_config_alone(snapshot: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for path in snapshot.glob("*.safetensors*"):
+        path.unlink()
+    for name in (NAME, str(snapshot)):
+        assert main(["inspect", name, "--json"]) == 0
+        printed = json.loads(capfd.readouterr().out)
+        assert printed["parts"]["experts"] > printed["parts"]["ffn"] > 0
+        assert printed["parameters"]["total"] > printed["parameters"]["activated"]
 
 
 def test_a_folder_of_the_original_loads_by_its_path(snapshot: Path, cache: Path) -> None:

@@ -2,12 +2,14 @@
 
 import base64
 import json
+import random
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, CodeGenTokenizer, Qwen2Tokenizer
 
 from moe_llava import Decoding, load, upcycle
 from moe_llava.checkpoint.original import convert
@@ -33,7 +35,7 @@ TEXTS = [
 def ranks() -> dict[bytes, int]:
     """A small vocabulary of bytes and merges, ranked in the order in which they were learnt."""
     learnt = train_tokenizer([*TEXTS * 3, "the cat sat on the mat that the rat had " * 5], 420)
-    letters = {token: number for token, number in learnt.get_vocab().items() if not token.startswith("<")}
+    letters = {token: n for token, n in learnt.get_vocab().items() if token not in learnt.all_special_tokens}
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     back = {letter: byte for byte, letter in bytes_to_unicode().items()}
@@ -62,6 +64,25 @@ def test_a_tiktoken_vocabulary_gives_tiktoken_s_ids(
     expected = oracle.encode(text, allowed_special="all")
     assert ours.encode(text, add_special_tokens=False).ids == expected
     assert ours.decode(expected, skip_special_tokens=False) == text
+
+
+def test_merges_are_tiktoken_s_where_many_tokens_overlap(tmp_path: Path) -> None:
+    """Random words of two letters over a vocabulary of their random joints."""
+    tiktoken = pytest.importorskip("tiktoken")
+    draw = random.Random(0)
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    letters = [b"a", b"b"]
+    while len(ranks) < 320:
+        joint = draw.choice(letters) + draw.choice(letters)
+        if joint not in ranks and len(joint) < 12:
+            ranks[joint] = len(ranks)
+            letters.append(joint)
+    write_ranks(tmp_path / "qwen.tiktoken", ranks)
+    ours = tiktoken_backend(tmp_path / "qwen.tiktoken", 1000, ())
+    oracle = tiktoken.Encoding("oracle", pat_str=_CUTS, mergeable_ranks=ranks, special_tokens={})
+    for _ in range(200):
+        text = "".join(draw.choices("ab", k=draw.randint(1, 60)))
+        assert ours.encode(text, add_special_tokens=False).ids == oracle.encode(text)
 
 
 def test_special_tokens_have_the_published_ids(ranks: dict[bytes, int], tmp_path: Path) -> None:
@@ -148,9 +169,57 @@ def test_a_vocabulary_without_room_for_padding_is_refused(ranks: dict[bytes, int
     write_ranks(tmp_path / "qwen.tiktoken", ranks)
     with pytest.raises(ValueError, match="no token for padding among the model's 100"):
         read_tokenizer(tmp_path, FAMILIES["qwen"], AutoConfig.for_model("llama", vocab_size=100))
-    (tmp_path / "qwen.tiktoken").write_text("not a vocabulary at all")
-    with pytest.raises(ValueError, match=r"qwen\.tiktoken is no tiktoken vocabulary"):
-        read_tokenizer(tmp_path, FAMILIES["qwen"], AutoConfig.for_model("llama", vocab_size=100))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("qwen.tiktoken", "not a vocabulary at all", r"qwen\.tiktoken is no tiktoken vocabulary"),
+        ("arcade100k.tiktoken", "", r"arcade100k\.tiktoken is no complete tiktoken vocabulary"),
+        ("tokenizer.json", "{", r"tokenizer\.json cannot be read"),
+        ("tokenizer.model", "x", r"tokenizer\.model cannot be read"),
+        ("vocab.json", "{", r"vocab\.json cannot be read"),
+    ],
+)
+def test_broken_files_are_named(file: str, content: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(content)
+    (tmp_path / "merges.txt").write_text("a b")
+    with pytest.raises(ValueError, match=sentence):
+        read_tokenizer(tmp_path, FAMILIES["qwen1_5"], AutoConfig.for_model("llama", vocab_size=100))
+
+
+@pytest.mark.parametrize(
+    ("family", "absent"),
+    [
+        ("qwen", r"lacks qwen\.tiktoken \(and"),
+        ("stablelm", r"lacks arcade100k\.tiktoken \(and"),
+        ("phi", r"lacks merges\.txt \(and"),
+        ("mistral", r"lacks tokenizer\.model \(and"),
+    ],
+)
+def test_the_absent_file_is_named(family: str, absent: str, tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{}")
+    tokenizer, warning = read_tokenizer(tmp_path, FAMILIES[family], AutoConfig.for_model("llama", vocab_size=100))
+    assert tokenizer is None
+    assert re.search(absent, warning)
+
+
+def test_vocabulary_and_merges_are_read_as_their_family_cuts(tmp_path: Path) -> None:
+    """Qwen1.5 cuts between digits, Phi does not."""
+    learnt = train_tokenizer(["12 12 12 WE'RE WE'RE we're"] * 9, 280)
+    bpe = json.loads(learnt.backend_tokenizer.to_str())["model"]
+    tokens = [token for token in bpe["vocab"] if token not in learnt.all_special_tokens] + ["<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in bpe["merges"]))
+    config = AutoConfig.for_model("llama", vocab_size=400)
+    text = "12 WE'RE"
+    for family, kind in (("qwen1_5", Qwen2Tokenizer), ("phi", CodeGenTokenizer)):
+        tokenizer, _ = read_tokenizer(tmp_path, FAMILIES[family], config)
+        assert tokenizer is not None
+        assert tokenizer(text)["input_ids"] == kind.from_pretrained(tmp_path)(text)["input_ids"]
+    assert "12" in learnt.tokenize(text)
+    assert {"1", "2"} < set(read_tokenizer(tmp_path, FAMILIES["qwen1_5"], config)[0].tokenize(text))
+    assert "12" in read_tokenizer(tmp_path, FAMILIES["phi"], config)[0].tokenize(text)
 
 
 @pytest.mark.parametrize("offset", [0, 1])

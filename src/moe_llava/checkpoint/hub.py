@@ -5,14 +5,16 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.tiktoken", "*.txt")
+PATTERNS = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt")
+BIN = "*.bin"
 CONFIGURATION = ("*.json",)
 
 
-def fetch(name: str, *, what: str = "the model", remedy: str = "", patterns: tuple[str, ...] = PATTERNS) -> Path:
-    """A folder of that name, or the hub's snapshot of that id. Only data is fetched, no code.
+def fetch(name: str, *, what: str = "the model", remedy: str = "", weights: bool = True) -> Path:
+    """A folder of that name, or the hub's snapshot of that id.
 
-    `patterns` are the files to fetch: `CONFIGURATION` alone where the weights are not needed.
+    Only data is fetched, no code; and no `.bin` where there is safetensors, which often is the same once more. Without
+    `weights` only what is JSON.
 
     Raises:
         ValueError: neither exists or can be reached; the sentence says what to fetch.
@@ -21,7 +23,10 @@ def fetch(name: str, *, what: str = "the model", remedy: str = "", patterns: tup
         return Path(name)
     command = f"hf download {name}"
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(name, allow_patterns=list(PATTERNS if weights else CONFIGURATION)))
+        if weights and not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*PATTERNS, BIN]))
+        return folder
     except HFValidationError:
         raise ValueError(f"{name} is neither a folder nor a hub id. {remedy}".strip()) from None
     except LocalEntryNotFoundError:
@@ -30,4 +35,4 @@ def fetch(name: str, *, what: str = "the model", remedy: str = "", patterns: tup
             f"Where there is a network: `{command}`. {remedy}".strip()
         ) from None
     except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"Cannot fetch {what} {name}: {str(error).splitlines()[0]} {remedy}".strip()) from error
+        raise ValueError(f"Cannot fetch {what} {name}: {' '.join(str(error).split())} {remedy}".strip()) from error

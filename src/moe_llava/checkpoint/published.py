@@ -1,14 +1,22 @@
 """A name -> a folder of ours: as it is, or converted once into the cache if it is what was published."""
 
 import hashlib
-import json
+import logging
 import os
 import shutil
 from pathlib import Path
 
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
 from moe_llava.checkpoint.hub import fetch
 from moe_llava.checkpoint.original import convert
+from moe_llava.checkpoint.original.layout import judge
+from moe_llava.checkpoint.tables import read_table
 from moe_llava.model.config import MoeLlavaConfig
+
+# Raised when a conversion gives something else than before, so that nobody keeps an old one in the cache.
+_CONVERSION = 2
+_log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -36,16 +44,28 @@ def local_checkpoint(name: str | Path) -> Path:
     return _converted(folder, str(name))
 
 
+def published_config(name: str | Path) -> MoeLlavaConfig | None:
+    """The configuration that a published checkpoint converts to, from its config.json alone; `None` for anything else.
+
+    Raises:
+        ValueError: a LLaVA that does not convert.
+        OSError: it, or the tower that it names, has no config.json that can be reached.
+    """
+    raw, _ = PreTrainedConfig.get_config_dict(name)
+    kind = str(raw.get("model_type"))
+    if "llava" not in kind or (kind in CONFIG_MAPPING and kind != "llava"):
+        return None
+    layout = judge(raw, Path(name) / "config.json")
+    return layout.config(layout.tower_config(None))
+
+
 def _is_hub_id(name: str) -> bool:
     owner, slash, model = name.partition("/")
     return bool(slash and owner and model) and "/" not in model and not owner.startswith((".", "~"))
 
 
 def _model_type(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "config.json").read_text()).get("model_type"))
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{folder}/config.json is not valid: {error}.") from error
+    return str(read_table(folder / "config.json").get("model_type"))
 
 
 def _converted(folder: Path, name: str) -> Path:
@@ -55,6 +75,8 @@ def _converted(folder: Path, name: str) -> Path:
     if not final.is_dir():
         beside = final.with_name(f".{final.name}-{os.getpid()}")
         shutil.rmtree(beside, ignore_errors=True)
+        # At the level that is seen without being asked for: a full-size model takes minutes.
+        _log.warning("Converting %s, once, into %s", name, final)
         convert(folder, beside)
         try:
             beside.rename(final)
@@ -66,8 +88,8 @@ def _converted(folder: Path, name: str) -> Path:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Changes when a file of the folder does."""
-    parts = [str(folder.resolve())]
+    """Changes when a file of the folder does, or what a conversion makes of it."""
+    parts = [f"conversion {_CONVERSION}", str(folder.resolve())]
     for path in sorted(folder.iterdir()):
         if path.is_file():
             status = path.stat()

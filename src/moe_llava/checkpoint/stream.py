@@ -44,7 +44,8 @@ def write_model(
             for name in shard:
                 given, tensor = next(stream)
                 assert given == name and (tuple(tensor.shape), tensor.dtype) == specs[name], (given, name)
-                tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tofile(file)
+                # Not numpy's `tofile`, whose error does not say that the disk is full.
+                file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
                 del tensor
     if count > 1:
         places = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}

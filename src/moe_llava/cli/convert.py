@@ -56,7 +56,7 @@ def run_zoo(options: argparse.Namespace) -> int | None:
     for title in ("model", "active", *short):
         scores.add_column(title, justify="left" if title == "model" else "right", no_wrap=True)
     for model in {model.name: model for model in ZOO if model.scores}.values():
-        scores.add_row(model.name, f"{model.activated_billions:g}B", *(f"{score:g}" for score in model.scores))
+        scores.add_row(model.name, f"{model.activated_billions:.1f}B", *(f"{score:.1f}" for score in model.scores))
     places = Table(box=None, padding=(0, 1, 0, 0), title="where they are", title_justify="left")
     for title in ("model", "stage", "Hugging Face, ModelScope"):
         places.add_column(title, no_wrap=True)

@@ -10,8 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig
 
-from moe_llava.checkpoint.hub import CONFIGURATION, fetch
-from moe_llava.checkpoint.original.layout import is_published, original_config
+from moe_llava.checkpoint.hub import fetch
+from moe_llava.checkpoint.published import published_config
 from moe_llava.data.conversation import read_conversations
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
 from moe_llava.model.accounting import Accounting, account, account_model
@@ -131,7 +131,7 @@ def recipe_config(recipe: Recipe) -> MoeLlavaConfig:
 
 
 def read_any_config(source: str | Path) -> MoeLlavaConfig:
-    """Configuration of a checkpoint of ours, of a published one, or of any causal language model as a text-only model.
+    """Configuration of a checkpoint, ours or published, or of any causal language model as a text-only model.
 
     Raises:
         ValueError: there is no such model, or it is of a kind that is not supported.
@@ -145,11 +145,9 @@ def read_any_config(source: str | Path) -> MoeLlavaConfig:
 
 def _read_config(source: str) -> PreTrainedConfig:
     remedy = "Give a folder with a config.json, a hub id that can be reached, or a recipe that states the shape."
-    folder = fetch(source, remedy=remedy, patterns=CONFIGURATION)
-    if is_published(folder):
-        return original_config(folder)
+    folder = fetch(source, remedy=remedy, weights=False)
     try:
-        return AutoConfig.from_pretrained(folder)
+        return published_config(folder) or AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"Cannot read a model's configuration from {source!r}: {str(error).splitlines()[0]} {remedy}"

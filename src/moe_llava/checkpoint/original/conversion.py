@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -69,6 +70,7 @@ def convert(
     processor = _processor(layout, config, parts, warnings)
     placer = _placed(layout, config, parts)
     specs = _specs(placer, parts)
+    _check_room(out, sum(map(num_bytes, specs.values())))
     created, staging = not out.exists(), out / ".writing"
     staging.mkdir(parents=True)
     try:
@@ -81,6 +83,12 @@ def convert(
         raise
     staging.rmdir()
     return Conversion(config, sum(map(num_bytes, specs.values())), len(specs), warnings)
+
+
+def _check_room(out: Path, needed: int) -> None:
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    if (free := shutil.disk_usage(existing).free) < needed:
+        raise ValueError(f"{out} needs {needed / 1e6:,.1f} MB and its disk has {free / 1e6:,.1f} MB left: make room.")
 
 
 def _placed(layout: Layout, config: MoeLlavaConfig, parts: Parts) -> Placer:
@@ -104,7 +112,10 @@ def _placed(layout: Layout, config: MoeLlavaConfig, parts: Parts) -> Placer:
 def _specs(placer: Placer, parts: Parts) -> dict[str, Spec]:
     """Shape and type of every target, in the order in which their first pieces lie in the files."""
     pieces = placer.placement.pieces
-    types = {name: parts.files[own[0].file].file.specs[own[0].source][1] for name, own in pieces.items()}
+    types = {
+        name: reduce(torch.promote_types, (parts.files[piece.file].file.specs[piece.source][1] for piece in own))
+        for name, own in pieces.items()
+    }
     order = sorted(placer.shapes, key=lambda name: pieces[name][0].file if name in pieces else len(parts.files))
     usual = types["model.language_model.embed_tokens.weight"]
     return {name: (placer.shapes[name], types.get(name, usual)) for name in order}

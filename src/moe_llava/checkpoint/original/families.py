@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import CodeGenTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
+
 Field = str | Callable[[Mapping[str, Any]], Any]
 
 
@@ -15,21 +17,25 @@ class Family:
     Args:
         model_type: transformers' name of the architecture.
         template: chat template of the published models.
+        vocabulary: the files of the published models that a tokenizer is built from where there is no tokenizer.json.
         end_mark: token that ends an answer; `None` for the end mark that the tokenizer itself states.
         fields: our configuration field -> its name there, or how it follows from what stands there. Fields of the
             same name are taken over.
         names: (pattern, replacement) for tensor names, after those of `COMMON_NAMES`.
         split: a tensor there whose rows are several tensors of ours, in equal blocks.
         zeros: tensors of ours that the original lacks, and computes as if they were zero.
+        byte_pairs: reads vocab.json with merges.txt; families differ in how they cut a text before merging.
     """
 
     model_type: str
     template: str
+    vocabulary: tuple[str, ...]
     end_mark: str | None = None
     fields: Mapping[str, Field] = field(default_factory=dict)
     names: tuple[tuple[str, str], ...] = ()
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     zeros: tuple[str, ...] = ()
+    byte_pairs: type[PreTrainedTokenizerBase] = CodeGenTokenizer
 
 
 # What DeepSpeed, the towers' wrappers and the projectors of MoE-LLaVA and LLaVA-1.5 are called, whatever the decoder.
@@ -65,13 +71,17 @@ IGNORED = (
 )
 IGNORED_IN_TOWER = (*IGNORED, r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_(scale|bias)$")
 
-LLAMA = Family("llama", "vicuna")
-MISTRAL = Family("mistral", "vicuna")
-QWEN1_5 = Family("qwen2", "qwen", "<|endoftext|>")
-PHI = Family("phi", "phi", "<|endoftext|>", zeros=("lm_head.bias",))
+SENTENCEPIECE = ("tokenizer.model",)
+BYTE_PAIRS = ("vocab.json", "merges.txt")
+
+LLAMA = Family("llama", "vicuna", SENTENCEPIECE)
+MISTRAL = Family("mistral", "vicuna", SENTENCEPIECE)
+QWEN1_5 = Family("qwen2", "qwen", BYTE_PAIRS, "<|endoftext|>", byte_pairs=Qwen2Tokenizer)
+PHI = Family("phi", "phi", BYTE_PAIRS, "<|endoftext|>", zeros=("lm_head.bias",))
 STABLELM = Family(
     "stablelm",
     "stablelm",
+    ("arcade100k.tiktoken",),
     "<|endoftext|>",
     fields={
         "layer_norm_eps": "norm_eps",
@@ -83,6 +93,7 @@ STABLELM = Family(
 QWEN = Family(
     "qwen2",
     "qwen",
+    ("qwen.tiktoken",),
     "<|endoftext|>",
     fields={
         "intermediate_size": lambda there: there["intermediate_size"] // 2,
@@ -109,6 +120,7 @@ QWEN = Family(
 MINICPM = Family(
     "granite",
     "vicuna",
+    SENTENCEPIECE,
     fields={
         "embedding_multiplier": lambda there: 1.0,
         "attention_multiplier": lambda there: (there["hidden_size"] / there["num_attention_heads"]) ** -0.5,

@@ -1,18 +1,18 @@
 """config.json of a published checkpoint -> what it is, and the configuration of the same model here."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from moe_llava.checkpoint.hub import CONFIGURATION, fetch
 from moe_llava.checkpoint.original.families import FAMILIES, LLAMA, Family
-from moe_llava.checkpoint.original.towers import KNOWN, tower_config
-from moe_llava.model.config import MoeLlavaConfig
+from moe_llava.checkpoint.original.towers import tower_config
+from moe_llava.checkpoint.tables import read_table
+from moe_llava.model.config import MoeLlavaConfig, sparse_text_config
 from moe_llava.model.projector import projector_depth
 from moe_llava.model.vision import tower_shape
 
@@ -27,6 +27,9 @@ _SHARED = (
     "rope_scaling",
     "partial_rotary_factor",
 )
+_SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# Tokens in front of the patches that a selection of features drops.
+_PREFIX_TOKENS = {"patch": 1, "cls_patch": 0}
 
 
 @dataclass(frozen=True)
@@ -47,22 +50,32 @@ class Layout:
 
     def text_config(self) -> PreTrainedConfig:
         """Configuration of the decoder, sparse where the source is."""
-        if self.stock:
-            return AutoConfig.for_model(**self.raw["text_config"])
-        config = CONFIG_MAPPING[self.family.model_type](**text_fields(self.family, self.raw))
-        for name, value in sparse_fields(self.raw, config).items():
-            setattr(config, name, value)
-        return config
+        try:
+            if self.stock:
+                return AutoConfig.for_model(**{"model_type": "llama", **self.raw["text_config"]})
+            dense = CONFIG_MAPPING[self.family.model_type](**text_fields(self.family, self.raw))
+        except StrictDataclassError as error:
+            raise ValueError(f"config.json describes no decoder: {' '.join(str(error).split())}") from error
+        sparse = sparse_options(self.raw)
+        try:
+            return sparse_text_config(dense, **sparse) if sparse else dense
+        except ValueError as error:
+            raise ValueError(f"config.json, in its table moe: {error}") from error
 
     def tower_config(self, folder: Path | None) -> PreTrainedConfig:
         """Configuration of the tower: the source's own, or that of the tower's folder or name."""
         if self.stock:
-            return AutoConfig.for_model(**self.raw["vision_config"])
+            return AutoConfig.for_model(**{"model_type": "clip_vision_model", **(self.raw.get("vision_config") or {})})
         return tower_config(self.tower_name, folder)
 
     def config(self, tower: PreTrainedConfig) -> MoeLlavaConfig:
         """Configuration of the whole model; the image token lies behind the vocabulary until a tokenizer says more."""
         text_config = self.text_config()
+        if not -tower.num_hidden_layers - 1 <= self.feature_layer <= tower.num_hidden_layers:
+            raise ValueError(
+                f"The image features of layer {self.feature_layer} are impossible: the tower has "
+                f"{tower.num_hidden_layers} layers."
+            )
         shape = tower_shape(tower, tower.image_size, tower.image_size, self.feature_layer)
         return MoeLlavaConfig(
             text_config=text_config.to_dict(),
@@ -85,16 +98,17 @@ def read_layout(folder: Path) -> Layout:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a checkpoint: it has no config.json.")
-    try:
-        raw = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds LoRA adapters, not a model: merge them with the tools that made them first.")
+    return judge(read_table(path), path)
+
+
+def judge(raw: dict[str, Any], path: Path) -> Layout:
+    """What a config.json says; `path` stands in the errors, which are those of `read_layout`."""
     kind = str(raw.get("model_type", ""))
     if kind == MoeLlavaConfig.model_type:
-        raise ValueError(f"{folder} is a checkpoint of this library already: use it as it is.")
-    if kind == "llava" and "text_config" in raw:
+        raise ValueError(f"{path.parent} is a checkpoint of this library already: use it as it is.")
+    if kind == "llava" and isinstance(raw.get("text_config"), dict):
         return _stock_layout(raw)
     if "llava" not in kind:
         raise ValueError(
@@ -104,37 +118,9 @@ def read_layout(folder: Path) -> Layout:
     return _own_layout(path, raw, kind)
 
 
-def is_published(folder: Path) -> bool:
-    """Whether a folder's config.json is of a kind that `read_layout` reads."""
-    path = folder / "config.json"
-    kind = str(json.loads(path.read_text()).get("model_type", "")) if path.is_file() else ""
-    return kind != MoeLlavaConfig.model_type and _family(kind) is not None
-
-
-def original_config(folder: Path) -> MoeLlavaConfig:
-    """Configuration of the model that a source becomes, from its config.json and its tower's alone.
-
-    Raises:
-        ValueError: as `read_layout`; or the tower's shape cannot be found.
-    """
-    layout = read_layout(folder)
-    tower = None
-    if not layout.stock and layout.tower_name not in KNOWN:
-        remedy = "Or `moe-llava convert` the checkpoint with --vision-tower, and use what comes out."
-        tower = fetch(layout.tower_name or "", what="the vision tower", remedy=remedy, patterns=CONFIGURATION)
-    return layout.config(layout.tower_config(tower))
-
-
-def _family(kind: str) -> Family | None:
-    """The family of a `model_type`: `llava`, or `llava_NAME` or `moe_llava_NAME` of one that is known."""
-    before, mark, name = kind.removeprefix("moe_").partition("llava")
-    if before or not mark:
-        return None
-    return LLAMA if name == "" else FAMILIES.get(name.removeprefix("_"))
-
-
 def _own_layout(path: Path, raw: dict[str, Any], kind: str) -> Layout:
-    family = _family(kind)
+    name = kind.removeprefix("moe_").removeprefix("llava").removeprefix("_")
+    family = LLAMA if name == "" else FAMILIES.get(name)
     if family is None:
         raise ValueError(f"{path}: model_type {kind!r} is not supported: its decoder is none of {', '.join(FAMILIES)}.")
     if raw.get("mm_video_tower"):
@@ -146,14 +132,20 @@ def _own_layout(path: Path, raw: dict[str, Any], kind: str) -> Layout:
         raise ValueError(f"{path}: image_aspect_ratio {ratio!r} is not supported: only 'square' and 'pad' are.")
     projector = raw.get("image_projector_type") or raw.get("mm_projector_type") or "linear"
     _check_projector(path, projector)
+    select = raw.get("mm_vision_select_feature") or "patch"
+    if select not in _PREFIX_TOKENS:
+        raise ValueError(f"{path}: mm_vision_select_feature {select!r} is not supported: only 'patch' and 'cls_patch'.")
+    layer = raw.get("mm_vision_select_layer", -1)
+    if not isinstance(layer, int):
+        raise ValueError(f"{path}: mm_vision_select_layer is {layer!r}: the number of one layer is needed.")
     return Layout(
         raw=raw,
         family=family,
         stock=False,
         tower_name=raw.get("mm_image_tower") or raw.get("mm_vision_tower"),
         projector_type=projector,
-        feature_layer=raw.get("mm_vision_select_layer", -1),
-        prefix_tokens={"patch": 1, "cls_patch": 0}[raw.get("mm_vision_select_feature") or "patch"],
+        feature_layer=layer,
+        prefix_tokens=_PREFIX_TOKENS[select],
         pads=ratio == "pad",
     )
 
@@ -189,8 +181,13 @@ def text_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a decoder's configuration, from those of the source.
 
     Raises:
-        ValueError: a field that the decoder's shape needs is missing.
+        ValueError: a field that the decoder's shape needs is missing, or no number.
     """
+    if missing := [name for name in _SHAPE if raw.get(name) is None]:
+        raise ValueError(f"config.json lacks {', '.join(missing)}.")
+    for name in _SHAPE:
+        if not isinstance(raw[name], int) or raw[name] < 1:
+            raise ValueError(f"config.json: {name} is {raw[name]!r}: a whole number above zero is needed.")
     known = {item.name for item in dataclasses.fields(CONFIG_MAPPING[family.model_type])}
     fields = {name: raw[name] for name in (*sorted(known), *_SHARED) if raw.get(name) is not None}
     for own in ("model_type", "architectures", "transformers_version", "dtype"):
@@ -202,14 +199,11 @@ def text_fields(family: Family, raw: Mapping[str, Any]) -> dict[str, Any]:
                 fields[name] = value
     except KeyError as error:
         raise ValueError(f"config.json lacks the field {error}.") from error
-    needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    if missing := [name for name in needed if name not in fields]:
-        raise ValueError(f"config.json lacks {', '.join(missing)}.")
     return fields
 
 
-def sparse_fields(raw: Mapping[str, Any], text_config: PreTrainedConfig) -> dict[str, Any]:
-    """What makes the decoder sparse, from the original's `moe` table; empty for a dense model.
+def sparse_options(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What `sparse_text_config` needs to know, from the original's `moe` table; empty for a dense model.
 
     One choice: the top gate is not renormalised by the original when it is alone.
 
@@ -217,7 +211,11 @@ def sparse_fields(raw: Mapping[str, Any], text_config: PreTrainedConfig) -> dict
         ValueError: a residual expert, experts in files of their own, or layers with different numbers of experts.
     """
     moe = raw.get("moe") or {}
-    if not str(raw["model_type"]).startswith("moe_") or not moe.get("moe_enable"):
+    if not str(raw["model_type"]).startswith("moe_"):
+        return {}
+    if not isinstance(moe, dict):
+        raise ValueError(f"config.json: moe is {moe!r}: a table is needed.")
+    if not moe.get("moe_enable"):
         return {}
     if moe.get("use_residual"):
         raise ValueError("moe.use_residual is on: experts beside a dense network are not supported.")
@@ -227,14 +225,13 @@ def sparse_fields(raw: Mapping[str, Any], text_config: PreTrainedConfig) -> dict
     counts = counts if isinstance(counts, list) else [counts]
     if len(set(counts)) != 1:
         raise ValueError(f"moe.num_experts = {counts}: layers must have the same number of experts.")
+    if not isinstance(layers := moe.get("moe_layers_idx"), list):
+        raise ValueError(f"config.json: moe.moe_layers_idx is {layers!r}: the list of the sparse layers is needed.")
     top_k = int(moe.get("top_k_experts", 2))
     return {
-        "moe_layers": list(moe["moe_layers_idx"]),
+        "layers": layers,
         "num_experts": int(counts[0]),
-        "num_experts_per_tok": top_k,
-        "norm_topk_prob": top_k > 1,
-        "router_aux_loss_coef": float(moe.get("router_aux_loss_coef", 0.01)),
-        "router_z_loss_coef": 0.0,
-        "output_router_logits": False,
-        "moe_intermediate_size": text_config.intermediate_size,
+        "top_k": top_k,
+        "normalize_gates": top_k > 1,
+        "balance_coefficient": float(moe.get("router_aux_loss_coef", 0.01)),
     }

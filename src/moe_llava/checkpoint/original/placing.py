@@ -62,6 +62,7 @@ class Placer:
         self.family = family
         self.shapes = target_shapes(config)
         self.layouts = feed_forward_layouts(config)
+        self.num_experts = getattr(config.text_config, "num_experts", 0)
         self.placement = Placement()
 
     def add(self, file: int, names: Iterable[str], rules: Sequence[tuple[str, str]], ignored: Sequence[str]) -> None:
@@ -72,11 +73,12 @@ class Placer:
             name = rename(source, rules)
             if name in self.family.zeros or (name == "lm_head.weight" and name not in self.shapes):
                 continue
-            for target, piece in self._places(file, source, name):
-                if target in self.shapes:
+            places = self._places(file, source, name)
+            if all(self._is_free(target, piece) for target, piece in places):
+                for target, piece in places:
                     self.placement.pieces.setdefault(target, []).append(piece)
-                else:
-                    self.placement.unexpected.append(source)
+            else:
+                self.placement.unexpected.append(source)
 
     def _places(self, file: int, source: str, name: str) -> list[tuple[str, Piece]]:
         for joined, parts in self.family.split.items():
@@ -87,19 +89,27 @@ class Placer:
                 ]
         if match := _EXPERT.fullmatch(name):
             prefix, layer, expert, projection, kind = match.groups()
-            if place := expert_place(self.layouts[int(layer)], projection):
+            exists = int(layer) < len(self.layouts) and int(expert) < self.num_experts
+            if exists and (place := expert_place(self.layouts[int(layer)], projection)):
                 stack, put = place
                 suffix = "_bias" if kind == "bias" else ""
                 return [(f"{prefix}.{stack}{suffix}", Piece(file, source, expert=int(expert), put=put))]
         return [(name, Piece(file, source))]
 
+    def _is_free(self, target: str, piece: Piece) -> bool:
+        taken = self.placement.pieces.get(target, [])
+        return target in self.shapes and (piece.expert, piece.put) not in [(one.expert, one.put) for one in taken]
+
     def missing(self) -> list[str]:
-        """Targets that nothing, or not enough, was found for."""
-        return [
-            name
-            for name, shape in self.shapes.items()
-            if name not in self.family.zeros and not _is_filled(self.placement.pieces.get(name, []), shape)
-        ]
+        """Targets that nothing was found for; of a stack of experts, the experts that lack something."""
+        missing = []
+        for name, shape in self.shapes.items():
+            pieces = self.placement.pieces.get(name, [])
+            if pieces and (experts := _lacking_experts(pieces, shape)):
+                missing.append(f"{name} (experts {', '.join(map(str, experts))})")
+            elif not pieces and name not in self.family.zeros:
+                missing.append(name)
+        return missing
 
 
 def expert_place(layout: FeedForwardLayout, projection: str) -> tuple[str, Block] | None:
@@ -114,13 +124,12 @@ def expert_place(layout: FeedForwardLayout, projection: str) -> tuple[str, Block
     return None
 
 
-def _is_filled(pieces: list[Piece], shape: tuple[int, ...]) -> bool:
-    """Whether every block of every expert is there, once."""
-    if not pieces:
-        return False
-    experts = [None] if pieces[0].expert is None else list(range(shape[0]))
-    wanted = {(expert, block) for expert in experts for block in range(pieces[0].put[1])}
-    return len(pieces) == len(wanted) and {(piece.expert, piece.put[0]) for piece in pieces} == wanted
+def _lacking_experts(pieces: list[Piece], shape: tuple[int, ...]) -> list[int]:
+    """The experts of a stack of which a block is not there; none of a tensor that is no stack."""
+    if pieces[0].expert is None:
+        return []
+    blocks = pieces[0].put[1]
+    return [n for n in range(shape[0]) if sum(piece.expert == n for piece in pieces) < blocks]
 
 
 def check_shapes(
@@ -129,15 +138,18 @@ def check_shapes(
     """Compare every piece with its place.
 
     Raises:
-        ValueError: a tensor does not fit; it is named with both shapes.
+        ValueError: a tensor does not fit; it is named with both shapes. Or it holds no real numbers.
     """
     for target, pieces in placement.pieces.items():
         for piece in pieces:
-            given = _cut(specs[piece.file][piece.source][0], piece.take[1])
+            shape, dtype = specs[piece.file][piece.source]
+            if not dtype.is_floating_point:
+                raise ValueError(f"{piece.source} holds {dtype}: quantised weights are not supported.")
+            given = _cut(shape, piece.take[1])
             place = shapes[target] if piece.expert is None else shapes[target][1:]
             if given != _cut(place, piece.put[1]):
                 raise ValueError(
-                    f"{piece.source} has the shape {specs[piece.file][piece.source][0]}, which does not fit "
+                    f"{piece.source} has the shape {shape}, which does not fit "
                     f"{target} {shapes[target]}: config.json and weights do not belong together."
                 )
 
@@ -148,11 +160,12 @@ def _cut(shape: tuple[int, ...], blocks: int) -> tuple[int, ...]:
 
 def place(target: Tensor, piece: Piece, source: Tensor) -> None:
     """Copy a piece into its target."""
-    part = _block(source, piece.take)
-    _block(target if piece.expert is None else target[piece.expert], piece.put).copy_(part)
+    part = block_of(source, piece.take)
+    block_of(target if piece.expert is None else target[piece.expert], piece.put).copy_(part)
 
 
-def _block(tensor: Tensor, block: Block) -> Tensor:
+def block_of(tensor: Tensor, block: Block) -> Tensor:
+    """Those rows of a tensor, as a view."""
     if block == WHOLE:
         return tensor
     rows = tensor.shape[0] // block[1]

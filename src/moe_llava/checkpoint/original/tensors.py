@@ -1,6 +1,5 @@
 """The tensors of a folder, one at a time: never more in memory than what is being read."""
 
-import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,31 +10,35 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moe_llava.checkpoint.stream import DTYPES, Spec
+from moe_llava.checkpoint.tables import read_table
 
-WHOLE = ("model.safetensors", "pytorch_model.bin")
-PARTS = (("model-*.safetensors", ".safetensors"), ("pytorch_model-*.bin", ".bin"))
+KINDS = (("model", "safetensors"), ("pytorch_model", "bin"))
 REMAP_BYTES = 2**28
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of a model's weights: safetensors before `.bin`, where a folder holds both, as the original's do.
 
     Raises:
-        ValueError: an index names a file that is not there.
+        ValueError: an index is broken, or names a file that is not there.
     """
-    for index in INDEXES:
-        if (folder / index).is_file():
-            names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
-            if missing := [name for name in names if not (folder / name).is_file()]:
-                raise ValueError(f"{folder} is incomplete: {', '.join(missing)} is missing. Fetch it again.")
-            return [folder / name for name in names]
-    for (pattern, ending), whole in zip(PARTS, WHOLE, strict=True):
-        if parts := sorted(folder.glob(pattern)):
-            return parts
-        if (folder / whole).is_file():
-            return [folder / f"{whole.partition('.')[0]}{ending}"]
+    for stem, ending in KINDS:
+        whole, index = folder / f"{stem}.{ending}", folder / f"{stem}.{ending}.index.json"
+        if index.is_file():
+            return _indexed(index)
+        if files := [*folder.glob(f"{stem}-*.{ending}")] or [path for path in (whole,) if path.is_file()]:
+            return sorted(files)
     return []
+
+
+def _indexed(index: Path) -> list[Path]:
+    places = read_table(index).get("weight_map")
+    if not isinstance(places, dict):
+        raise ValueError(f"{index} has no weight_map: fetch it again.")
+    files = [index.parent / name for name in sorted(set(places.values()))]
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise ValueError(f"{index.parent} is incomplete: {', '.join(missing)} is missing. Fetch it again.")
+    return files
 
 
 class TensorFile:
@@ -52,7 +55,7 @@ class TensorFile:
             with _readable(path), safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     part = file.get_slice(name)
-                    self.specs[name] = (tuple(part.get_shape()), DTYPES[part.get_dtype()])
+                    self.specs[name] = (tuple(part.get_shape()), _dtype(path, name, part.get_dtype()))
         else:
             self.specs = {name: (tuple(t.shape), t.dtype) for name, t in _load_bin(path).items()}
 
@@ -78,6 +81,12 @@ class TensorReader:
         tensor = self._mapped[1][name]
         self._touched += tensor.nbytes
         return tensor
+
+
+def _dtype(path: Path, name: str, stored: str) -> torch.dtype:
+    if stored not in DTYPES:
+        raise ValueError(f"{path} holds {name} as {stored}: quantised weights are not supported.")
+    return DTYPES[stored]
 
 
 def _load_bin(path: Path) -> dict[str, Tensor]:

@@ -1,15 +1,17 @@
 """Tokenizers of published checkpoints, built from their files as fast ones, without running code from there."""
 
 import base64
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import CodeGenTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from moe_llava.checkpoint.original.families import Family
+from moe_llava.checkpoint.tables import read_table
 from moe_llava.data.tokenizer import prepare_tokenizer
 
 # How Qwen and Arcade-100k cut a text before merging (their published tokenizers state it).
@@ -36,7 +38,6 @@ TIKTOKEN_FILES: dict[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
 }
-_FILES = ("tokenizer.json", *TIKTOKEN_FILES, "tokenizer.model", "vocab.json with merges.txt")
 _STATED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -46,13 +47,14 @@ def read_tokenizer(
     """The tokenizer of a folder, ready for images, or `None`; and a warning, empty if all is well.
 
     Raises:
-        ValueError: its ids do not fit the model's vocabulary.
+        ValueError: a file is broken, or its ids do not fit the model's vocabulary.
     """
     tokenizer = _from_files(folder, family)
     if tokenizer is None:
+        absent = [name for name in family.vocabulary if not (folder / name).is_file()]
         return None, (
-            f"{folder} has no tokenizer (none of {', '.join(_FILES)}): the result has weights and configuration only "
-            "and cannot chat. Put the files of the original there and convert again."
+            f"{folder} has no tokenizer, for it lacks {' and '.join(absent)} (and tokenizer.json): the result has "
+            "weights and configuration only and cannot chat. Put the files of the original there and convert again."
         )
     if family.end_mark and family.end_mark in tokenizer.get_vocab():
         tokenizer.eos_token = family.end_mark
@@ -75,19 +77,33 @@ def read_tokenizer(
 def _from_files(folder: Path, family: Family) -> PreTrainedTokenizerBase | None:
     stated = _stated_tokens(folder)
     if (folder / "tokenizer.json").is_file():
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        with _readable(folder / "tokenizer.json"):
+            backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     elif found := next((name for name in TIKTOKEN_FILES if (folder / name).is_file()), None):
         backend = tiktoken_backend(folder / found, *TIKTOKEN_FILES[found])
         stated = {"eos_token": "<|endoftext|>"}
     elif (folder / "tokenizer.model").is_file():
-        backend = sentencepiece_backend(folder / "tokenizer.model")
+        with _readable(folder / "tokenizer.model"):
+            backend = sentencepiece_backend(folder / "tokenizer.model")
         stated = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | stated
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return _with_added(CodeGenTokenizer.from_pretrained(folder), folder)
+        with _readable(folder / "vocab.json"):
+            return _with_added(family.byte_pairs.from_pretrained(folder), folder)
     else:
         return None
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **stated)
     return _with_added(tokenizer, folder)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what the tokenizers' library raises for a broken file into one sentence."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} cannot be read as a tokenizer ({error}): fetch it again.") from error
 
 
 def _stated_tokens(folder: Path) -> dict[str, Any]:
@@ -95,7 +111,7 @@ def _stated_tokens(folder: Path) -> dict[str, Any]:
     stated: dict[str, Any] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
-            table = json.loads((folder / name).read_text())
+            table = read_table(folder / name)
             for key in _STATED:
                 token = table.get(key)
                 token = token.get("content") if isinstance(token, dict) else token
@@ -107,7 +123,7 @@ def _stated_tokens(folder: Path) -> dict[str, Any]:
 def _with_added(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
     """Add the tokens of added_tokens.json at the ids that stand there."""
     if (folder / "added_tokens.json").is_file():
-        added = json.loads((folder / "added_tokens.json").read_text())
+        added = read_table(folder / "added_tokens.json")
         known = tokenizer.get_vocab()
         for token, number in sorted(added.items(), key=lambda item: item[1]):
             if token not in known:
@@ -143,6 +159,8 @@ def tiktoken_backend(path: Path, first_special: int, special: tuple[str, ...]) -
         }
     except ValueError as error:
         raise ValueError(f"{path} is no tiktoken vocabulary ({error}): fetch it again.") from error
+    if any(bytes([byte]) not in ranks for byte in range(256)):
+        raise ValueError(f"{path} is no complete tiktoken vocabulary (it lacks single bytes): fetch it again.")
     letters = bytes_to_unicode()
     written = {token: "".join(letters[byte] for byte in token) for token in ranks}
     merges = [

@@ -45,18 +45,23 @@ def tower_folder(name: str | None, given: str | Path | None, weights_inside: boo
         return Path(name)
     if weights_inside and name in KNOWN:
         return None
-    return fetch(name, what="the vision tower", remedy="Fetch it, then give its folder with --vision-tower.")
+    return fetch(name, what="the vision tower", remedy="Or convert with --vision-tower and its folder.")
 
 
 def tower_config(name: str | None, folder: Path | None) -> PreTrainedConfig:
-    """Configuration of a tower; of a whole CLIP or SigLIP, that of its image side."""
-    if folder is None:
-        assert name is not None
+    """Configuration of a tower, by its folder, else by its name; of a whole CLIP or SigLIP, that of its image side."""
+    if folder is None and name in KNOWN:
         return AutoConfig.for_model(**KNOWN[name])
-    if not (folder / "config.json").is_file():
+    if folder is not None and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is no vision tower: it has no config.json.")
-    config = AutoConfig.from_pretrained(folder)
-    return getattr(config, "vision_config", config)
+    try:
+        config = AutoConfig.from_pretrained(str(folder or name))
+    except OSError as error:
+        raise ValueError(f"The configuration of the vision tower {folder or name} cannot be read: {error}") from error
+    config = getattr(config, "vision_config", config)
+    if not hasattr(config, "image_size") or not hasattr(config, "num_hidden_layers"):
+        raise ValueError(f"{folder or name} is no vision tower that is supported: its type is {config.model_type}.")
+    return config
 
 
 def tower_pixels(config: PreTrainedConfig, *folders: Path | None) -> Any:
