@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moe_llava.routing.statistics import RouteStatistics
 
 KEPT_PROMPTS = 12
-PENDING_NUMBERS = 2**20
+PENDING_NUMBERS = 2**17
 PROMPT, ANSWER, GENERATED = range(len(PARTS))
 
 
