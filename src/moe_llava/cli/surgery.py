@@ -124,14 +124,14 @@ def run_sweep(options: argparse.Namespace) -> int | None:
         return None
     front = pareto(points)
     table = Table(title="differences from the whole model; * nothing smaller is better", title_justify="left")
-    for column in ("", "", "MB", "ms", "nats an answer", "points"):
+    for column in ("", "", "MB", "ms (whole)", "nats an answer", "points"):
         table.add_column(column, justify="right" if column else "left")
     for one in points:
         table.add_row(
             f"{'* ' if one in front else ''}{one.method}",
             one.setting,
             f"{one.weight_bytes / 1e6:.2f}",
-            f"{one.milliseconds:.1f}",
+            f"{one.milliseconds:.1f} ({one.milliseconds_of_whole:.1f})",
             f"{one.nats:+.4f} ({one.nats_low:+.3f} to {one.nats_high:+.3f})",
             f"{100 * one.accuracy:+.2f}",
         )
