@@ -27,7 +27,9 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align:
 td:first-child { min-width: 5rem } th { overflow-wrap: normal }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums } td.number { white-space: nowrap }
 .verdict { font-weight: 600; white-space: nowrap } .effect { color: var(--moved) } .quiet { color: var(--quiet) }
-svg { display: block; min-width: 38rem } svg text { font: 12px system-ui, sans-serif; fill: currentColor }
+svg { display: block; max-width: 38rem }
+svg text { font: 13px system-ui, sans-serif; fill: currentColor; paint-order: stroke; stroke: var(--paper);
+       stroke-width: 4px }
 svg .zero { stroke: var(--soft); stroke-dasharray: 3 3 } svg .chance { --colour: var(--chance) }
 svg .still { --colour: var(--still) } svg .moved { --colour: var(--moved) }
 svg .bar { stroke: var(--colour); stroke-width: 3; fill: var(--colour) } svg .chance .bar { stroke-width: 1.5 }
@@ -39,7 +41,8 @@ img { max-width: 100%; height: auto; background: #fff }
        --still: #0072b2; --moved: #b34700; --chance: #666; --quiet: #00664a }
   body { max-width: none; margin: 0; font-size: 10.5pt }
   h2, h3 { break-after: avoid } tr, svg, img { break-inside: avoid }
-  .scroll { overflow: visible } svg { min-width: 0 } table { font-size: .8rem } th, td { padding: .2rem .3rem } }
+  .scroll { overflow: visible } table { font-size: .8rem } th, td { padding: .2rem .3rem }
+  td.number { white-space: normal } }
 """
 
 
@@ -121,33 +124,33 @@ class Bar:
 
 def intervals_figure(bars: Sequence[Bar], unit: str, scale: float = 1.0) -> str:
     """Means and intervals under each other on one axis with its zero."""
-    left, width, step = 360, 520, 26
+    side, width, step = 24, 480, 40
     low = min(0.0, *(scale * bar.interval.low for bar in bars))
     high = max(0.0, *(scale * bar.interval.high for bar in bars))
-    room = 0.06 * (high - low) or 1.0
+    room = (high - low) or 1.0
 
     def x(value: float) -> float:
-        return round(left + width * (value - low + room) / (high - low + 2 * room), 1)
+        return round(side + width * (value - low) / room if high > low else side + width / 2, 1)
 
     height = step * len(bars) + 44
     parts = [
-        f'<svg viewBox="0 0 {left + width + 20} {height}" role="img" aria-label="{html.escape(unit)}">',
-        f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="4" y2="{height - 38}"/>',
+        f'<svg viewBox="0 0 {2 * side + width} {height}" role="img" aria-label="{html.escape(unit)}">',
+        f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="4" y2="{height - 40}"/>',
     ]
     for number, bar in enumerate(bars):
-        y = 18 + number * step
+        y = 30 + number * step
         kind = "chance" if bar.control else "moved" if bar.interval.excludes_zero else "still"
         mean, start, end = (x(scale * value) for value in (bar.interval.mean, bar.interval.low, bar.interval.high))
         parts += [
-            f'<g class="{kind}"><text x="{left - 12}" y="{y + 4}" text-anchor="end">{html.escape(bar.name)}</text>',
+            f'<g class="{kind}"><text x="4" y="{y - 12}">{html.escape(bar.name)}</text>',
             f'<line class="bar" x1="{start}" x2="{end}" y1="{y}" y2="{y}"/>',
-            f'<circle class="bar" cx="{mean}" cy="{y}" r="4"/></g>',
+            f'<circle class="bar" cx="{mean}" cy="{y}" r="4.5"/></g>',
         ]
     for value in sorted({low, 0.0, high}):
         if value == 0.0 or abs(x(value) - x(0)) > 40:
-            parts.append(f'<text x="{x(value)}" y="{height - 24}" text-anchor="middle">{value:.3g}</text>')
-    parts.append(f'<text x="{left + width / 2}" y="{height - 6}" text-anchor="middle">{html.escape(unit)}</text></svg>')
-    return f'<div class="scroll">{"".join(parts)}</div>'
+            parts.append(f'<text x="{x(value)}" y="{height - 25}" text-anchor="middle">{value:.3g}</text>')
+    parts.append(f'<text x="4" y="{height - 6}">{html.escape(unit)}</text></svg>')
+    return "".join(parts)
 
 
 def picture(path: Path) -> str:
