@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_llava.evaluate.paired import Interval
-from moe_llava.routing.compare import Difference
+from moe_llava.routing.compare import FEW, Difference
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --soft: #555; --paper: #fff; --panel: #f2f7fb; --line: #ddd;
@@ -78,22 +78,24 @@ def table(
     )
 
 
-def nats(interval: Interval, *, with_interval: bool = True) -> str:
+def nats(interval: Interval) -> str:
     """A change of log-probability for a cell: bold where its interval excludes 0, plain 0 where it is exactly that."""
-    return _change(interval, 1.0, 4, with_interval)
+    return _change(interval, 1.0, 4)
 
 
-def points(interval: Interval | None, *, with_interval: bool = True) -> str:
+def points(interval: Interval | None) -> str:
     """The same for a change of accuracy, in percentage points; empty where nothing was answered."""
-    return "" if interval is None else _change(interval, 100.0, 2, with_interval)
+    return "" if interval is None else _change(interval, 100.0, 2)
 
 
-def _change(interval: Interval, scale: float, digits: int, with_interval: bool) -> str:
+def _change(interval: Interval, scale: float, digits: int) -> str:
     if interval.all_zero:
         return "0"
     mean, low, high = (f"{scale * value:+.{digits}f}" for value in (interval.mean, interval.low, interval.high))
-    marked = f"<b>{mean}</b>" if interval.excludes_zero else mean
-    return f"{marked}<br><small>{low} to {high}</small>" if with_interval else marked
+    if interval.groups < FEW:
+        return mean
+    marked = f"<b>{mean}</b>" if _is_sure(interval) else mean
+    return f"{marked}<br><small>{low} to {high}</small>"
 
 
 def splits_table(columns: dict[str, dict[str, Difference]]) -> str:
@@ -109,7 +111,10 @@ def splits_table(columns: dict[str, dict[str, Difference]]) -> str:
             cells.append("<br>".join(filter(None, (nats(one.log_probability), points(one.accuracy)))))
         rows.append(cells)
     head = ["answers", "n", *map(html.escape, columns)]
-    caption = "Change in nats an answer, then in percentage points, with intervals. Bold: the interval excludes 0."
+    caption = (
+        "Change in nats an answer, then in percentage points, with intervals where there are "
+        f"{FEW} independent images or questions. Bold: the interval excludes 0."
+    )
     return table(head, rows, numbers=set(range(1, len(head))), caption=caption)
 
 
@@ -139,7 +144,7 @@ def intervals_figure(bars: Sequence[Bar], unit: str, scale: float = 1.0) -> str:
     ]
     for number, bar in enumerate(bars):
         y = 30 + number * step
-        kind = "chance" if bar.control else "moved" if bar.interval.excludes_zero else "still"
+        kind = "chance" if bar.control else "moved" if _is_sure(bar.interval) else "still"
         mean, start, end = (x(scale * value) for value in (bar.interval.mean, bar.interval.low, bar.interval.high))
         parts += [
             f'<g class="{kind}"><text x="4" y="{y - 12}">{html.escape(bar.name)}</text>',
@@ -151,6 +156,10 @@ def intervals_figure(bars: Sequence[Bar], unit: str, scale: float = 1.0) -> str:
             parts.append(f'<text x="{x(value)}" y="{height - 25}" text-anchor="middle">{value:.3g}</text>')
     parts.append(f'<text x="4" y="{height - 6}">{html.escape(unit)}</text></svg>')
     return "".join(parts)
+
+
+def _is_sure(interval: Interval) -> bool:
+    return interval.excludes_zero and interval.groups >= FEW
 
 
 def picture(path: Path) -> str:
