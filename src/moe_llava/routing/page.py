@@ -24,7 +24,7 @@ h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-to
 .scroll { overflow-x: auto; margin-bottom: 1rem }
 table { border-collapse: collapse; width: 100%; font-size: .92rem } caption { text-align: left; color: var(--soft) }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
-td:first-child { min-width: 5rem } th { overflow-wrap: normal }
+td:first-child { min-width: 5rem } th, td { overflow-wrap: normal }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums } td.number { white-space: nowrap }
 .verdict { font-weight: 600; white-space: nowrap } .effect { color: var(--moved) } .quiet { color: var(--quiet) }
 svg { display: block; max-width: 38rem }
@@ -42,7 +42,7 @@ img { max-width: 100%; height: auto; background: #fff }
   body { max-width: none; margin: 0; font-size: 10.5pt }
   h2, h3 { break-after: avoid } tr, svg, img { break-inside: avoid }
   .scroll { overflow: visible } table { font-size: .8rem } th, td { padding: .2rem .3rem }
-  td.number { white-space: normal } }
+  td.number small { white-space: normal } svg { max-width: 26rem } }
 """
 
 
