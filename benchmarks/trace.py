@@ -49,12 +49,16 @@ def forward(vlm: Assistant, image: str, batch: int) -> Callable[[], None]:
     return run
 
 
-def answer(vlm: Assistant, image: str, batch: int) -> Callable[[], None]:
-    """`batch` answers of sixteen tokens; the image is encoded once and remembered."""
+def answer(vlm: Assistant, image: str, batch: int, share_prefixes: bool) -> Callable[[], None]:
+    """`batch` answers of sixteen tokens; the image is encoded once and remembered.
+
+    Traced prompts never share the cache of their common beginning: without `share_prefixes`, plain ones do not either.
+    """
     vlm.engine.model.generation_config.eos_token_id = None
     prompts = [(f"{QUESTION} {number}", image) for number in range(batch)]
 
     def run() -> None:
+        vlm.engine.share_prefixes = share_prefixes
         vlm.batch(prompts, decoding=Decoding(max_new_tokens=16))
 
     return run
@@ -130,7 +134,8 @@ def main() -> None:
     else:
         runs = {
             "forward": forward(vlm, options.image, options.batch),
-            "answers": answer(vlm, options.image, options.batch),
+            "answers": answer(vlm, options.image, options.batch, share_prefixes=True),
+            "answers_apart": answer(vlm, options.image, options.batch, share_prefixes=False),
         }
         figures = {name: cost(vlm, run, options.rounds) for name, run in runs.items()}
     for name, values in figures.items():

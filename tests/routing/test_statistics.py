@@ -72,7 +72,7 @@ def test_paths_are_counted_one_by_one(tmp_path: Path) -> None:
                 assert table.distinct == len(known)
                 assert [best.tokens for best in table.paths] == [count for _, count in known.most_common(10)]
                 assert all(known[best.experts] == best.tokens for best in table.paths)
-                pieces = travelled(file, kind, choices=choices, rows_at_once=90)
+                pieces = travelled(file, kind, choices=choices, most_paths=40)
                 assert (pieces.distinct, [best.tokens for best in pieces.paths]) == (
                     table.distinct,
                     [best.tokens for best in table.paths],

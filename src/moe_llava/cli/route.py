@@ -73,14 +73,14 @@ def run_ablate(options: argparse.Namespace) -> int | None:
     pictured = [one for one in samples if one.images]
     step = max(1, len(pictured) // max(options.maps, 1))
     maps = patch_maps(engine, pictured[::step][: options.maps])
-    names = [draw_patch_map(engine, one, out / f"map-{number}")[0].name for number, one in enumerate(maps)]
+    pictures = [draw_patch_map(engine, one, out / f"map-{number}")[0] for number, one in enumerate(maps)]
     figures = {
         "model": options.model,
         "data": options.data,
         "n": len(samples),
         "ablations": [one.as_dict() for one in found],
     }
-    text = ablation_page(found, model=options.model, data=options.data, n=len(samples), maps=names)
+    text = ablation_page(found, model=options.model, data=options.data, n=len(samples), maps=pictures)
     write_page(path, text, figures)
     if options.json:
         print(json.dumps(figures, indent=2))

@@ -75,6 +75,8 @@ def run_surgery(options: argparse.Namespace) -> int | None:
 def _print(figures: dict[str, Any], out: str) -> None:
     from rich.table import Table
 
+    from moe_llava.routing.compare import FEW
+
     table = Table(title=f"{figures['scored_answers']:,} answers", title_justify="left")
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
@@ -91,15 +93,19 @@ def _print(figures: dict[str, Any], out: str) -> None:
     table.add_row("right, %", f"{100 * before['accuracy']:.2f}", f"{100 * after['accuracy']:.2f}")
     console.print(table)
     for name, one in figures["difference"].items():
-        nats, points = one["log_probability"], one["accuracy"]
-        console.print(
-            f"{name} ({one['n']:,}): {nats['mean']:+.4f} nats ({nats['low']:+.4f} to {nats['high']:+.4f}), "
-            f"{100 * points['mean']:+.2f} points ({100 * points['low']:+.2f} to {100 * points['high']:+.2f})",
-            highlight=False,
-        )
+        sure = one["groups"] >= FEW
+        nats = _change(one["log_probability"], 1, ".4f", sure)
+        points = _change(one["accuracy"], 100, ".2f", sure)
+        console.print(f"{name} ({one['n']:,}): {nats} nats, {points} points", highlight=False)
     jump = figures["largest_change_of_a_logit"]
     console.print(f"Before any training, logits of 64 random tokens change by up to {jump:.3g}.", highlight=False)
     console.print(f"The model: {out}", highlight=False)
+
+
+def _change(one: dict[str, float], scale: float, form: str, sure: bool) -> str:
+    """Mean and interval; without the interval where too few answers stand behind it."""
+    mean, low, high = (format(scale * one[name], f"+{form}") for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})" if sure else mean
 
 
 def run_sweep(options: argparse.Namespace) -> int | None:
@@ -124,14 +130,14 @@ def run_sweep(options: argparse.Namespace) -> int | None:
         return None
     front = pareto(points)
     table = Table(title="differences from the whole model; * nothing smaller is better", title_justify="left")
-    for column in ("", "", "MB", "ms", "nats an answer", "points"):
+    for column in ("", "", "MB", "ms (whole)", "nats an answer", "points"):
         table.add_column(column, justify="right" if column else "left")
     for one in points:
         table.add_row(
             f"{'* ' if one in front else ''}{one.method}",
             one.setting,
             f"{one.weight_bytes / 1e6:.2f}",
-            f"{one.milliseconds:.1f}",
+            f"{one.milliseconds:.1f} ({one.milliseconds_of_whole:.1f})",
             f"{one.nats:+.4f} ({one.nats_low:+.3f} to {one.nats_high:+.3f})",
             f"{100 * one.accuracy:+.2f}",
         )

@@ -12,7 +12,7 @@ from moe_llava.generate.engine import Engine
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.model.config import moe_layers
 from moe_llava.model.upcycle import upcycle
-from moe_llava.routing.compare import ALL, Difference, compare
+from moe_llava.routing.compare import ALL, FEW, Difference, compare
 from moe_llava.routing.intervene import (
     Rule,
     added_networks,
@@ -30,7 +30,6 @@ from moe_llava.routing.score import Sample, Scorer, Scores
 from moe_llava.routing.similarity import Similarity, similarity
 
 MARGIN = 0.01  # of accuracy: an effect that stays within is small
-FEW = 20  # independent groups below which no interval is trusted
 RESAMPLES = 10_000
 
 NONE, NOT_FOUND, SMALL, EFFECT, TOO_FEW = "no effect", "no effect found", "small effect", "effect", "too few answers"

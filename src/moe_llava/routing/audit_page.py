@@ -2,10 +2,9 @@
 
 import html
 
-from moe_llava.evaluate.paired import Interval
 from moe_llava.routing.audit import EFFECT, NONE, NOT_FOUND, SMALL, Audit, Test, answer
 from moe_llava.routing.compare import ALL
-from moe_llava.routing.page import intervals_figure, page, table
+from moe_llava.routing.page import Bar, intervals_figure, page, splits_table, table
 from moe_llava.routing.similarity import Similarity
 
 _MATRIX = 16  # experts up to which every pair is shown
@@ -29,7 +28,7 @@ def audit_page(result: Audit, *, model: str, data: str, dense: str | None) -> st
         f"<p class=note>Dots are means, lines bootstrap intervals over whole images that hold for all tests together "
         f"with 95 % (each alone with {100 * result.confidence:.2f} %); orange where they exclude 0.</p>",
         "<h2>By modality and question type</h2>",
-        _by_split(result),
+        splits_table({test.title: test.differences for test in result.tests if not test.skipped}),
         "<h2>How alike the experts are</h2>",
         _similarity(result.similarity),
     ]
@@ -45,7 +44,7 @@ def _tests(result: Audit) -> str:
         ]
         for test in result.tests
     ]
-    return table(["", "verdict", "in words"], rows)
+    return table(["", "verdict", "in words"], rows, stacks=True)
 
 
 def _colour(test: Test) -> str:
@@ -53,39 +52,8 @@ def _colour(test: Test) -> str:
 
 
 def _figure(result: Audit, name: str, scale: float, unit: str) -> str:
-    rows = []
-    for test in result.tests:
-        interval = None if test.skipped else getattr(test.differences[ALL], name)
-        if isinstance(interval, Interval):
-            rows.append((test.title, scale * interval.mean, scale * interval.low, scale * interval.high))
-    return intervals_figure(rows, unit)
-
-
-def _by_split(result: Audit) -> str:
-    done = [test for test in result.tests if not test.skipped]
-    rows = []
-    for name, one in done[0].differences.items():
-        cells = [html.escape(name), f"{one.n:,}"]
-        for test in done:
-            difference = test.differences[name]
-            points = "" if difference.accuracy is None else f"<br>{_points(difference.accuracy)}"
-            cells.append(f"{_nats(difference.log_probability)}{points}")
-        rows.append(cells)
-    head = ["answers", "n", *(html.escape(test.title) for test in done)]
-    caption = "Change in nats an answer, and in percentage points. Bold: the interval excludes 0."
-    return table(head, rows, numbers=set(range(1, len(head))), caption=caption)
-
-
-def _nats(interval: Interval) -> str:
-    return _marked("0" if interval.all_zero else f"{interval.mean:+.4f}", interval)
-
-
-def _points(interval: Interval) -> str:
-    return _marked("0" if interval.all_zero else f"{100 * interval.mean:+.2f}", interval)
-
-
-def _marked(text: str, interval: Interval) -> str:
-    return f"<b>{text}</b>" if interval.excludes_zero else text
+    found = [(test.title, getattr(test.differences[ALL], name)) for test in result.tests if not test.skipped]
+    return intervals_figure([Bar(title, interval) for title, interval in found if interval], unit, scale)
 
 
 def _similarity(layers: dict[int, Similarity]) -> str:
@@ -105,4 +73,4 @@ def _similarity(layers: dict[int, Similarity]) -> str:
 def _matrix(index: int, one: Similarity) -> str:
     rows = [[f"expert {number}", *(f"{value:.3f}" for value in line)] for number, line in enumerate(one.cka.tolist())]
     head = [f"CKA, layer {index}", *(f"{number}" for number in range(len(one.cka)))]
-    return "<br>" + table(head, rows, numbers=set(range(1, len(head))))
+    return table(head, rows, numbers=set(range(1, len(head))))

@@ -9,6 +9,7 @@ from moe_llava.evaluate.paired import Interval, paired_bootstrap
 from moe_llava.routing.score import Sample, Scores
 
 ALL = "all"
+FEW = 20  # independent images or questions below which no interval is trusted
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Difference:
         return self.log_probability.all_zero and (self.accuracy is None or self.accuracy.all_zero)
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready: mean, low and high of each."""
+        """JSON-ready: mean, low and high of each; `groups` are the independent images or questions."""
         figures = {"log_probability": self.log_probability, "accuracy": self.accuracy}
-        return {"n": self.n, "exactly_zero": self.all_zero} | {
+        return {"n": self.n, "groups": self.log_probability.groups, "exactly_zero": self.all_zero} | {
             name: {"mean": one.mean, "low": one.low, "high": one.high} for name, one in figures.items() if one
         }
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from moe_llava.routing.similarity import similarity
 from moe_llava.routing.surgery import add_copies, clone, merge, most_similar_groups, num_experts, prune
 
 SUMMARY = "surgery.json"
-_TIMED_ROWS, _TIMED_RUNS = 8, 5
+_TIMED_ROWS, _TIMED_RUNS = 8, 9
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def apply(operation: Operation, calibration: Scorer) -> Operated:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model's size, speed and scores; `milliseconds`: median of one pass over the same few answers."""
+    """One model's size, speed and scores; `milliseconds`: of a pass over a few answers, see `time_passes`."""
 
     parameters: int
     activated: int
@@ -114,16 +114,24 @@ class Measurement:
         return figures | ({} if self.scores.right is None else {"accuracy": float(self.scores.right.mean())})
 
 
-def measure(scorer: Scorer, weight_bytes: int, title: str) -> Measurement:
-    """Score a model and take its measures."""
-    model = scorer.engine.model
-    account = account_model(model)
-    return Measurement(account.total, account.activated, weight_bytes, milliseconds(scorer), scorer.score(title))
+def measure(scorer: Scorer, weight_bytes: int, milliseconds: float, title: str) -> Measurement:
+    """Score a model and count its parameters."""
+    account = account_model(scorer.engine.model)
+    return Measurement(account.total, account.activated, weight_bytes, milliseconds, scorer.score(title))
 
 
 @torch.inference_mode()
-def milliseconds(scorer: Scorer) -> float:
-    """Median time of a pass through projector and decoder, over the eight longest answers."""
+def time_passes(scorers: Sequence[Scorer]) -> list[float]:
+    """Median milliseconds of each model's pass through projector and decoder, over the eight longest answers.
+
+    The models take turns, so that what else the machine does slows all of them alike.
+    """
+    passes = [_timed_pass(scorer) for scorer in scorers]
+    times = [[one() for one in passes] for _ in range(_TIMED_RUNS + 1)]
+    return [1000 * statistics.median(column) for column in zip(*times[1:], strict=True)]
+
+
+def _timed_pass(scorer: Scorer) -> Callable[[], float]:
     model: Any = scorer.engine.model
     chosen, batch = scorer.batches[0]
     rows = min(_TIMED_ROWS, len(chosen))
@@ -131,14 +139,15 @@ def milliseconds(scorer: Scorer) -> float:
     given = {name: batch[name][:rows].to(model.device) for name in ("input_ids", "attention_mask")}
     if pictures:
         given["image_features"] = batch["image_features"][:pictures].to(model.device)
-    times = []
-    for _ in range(_TIMED_RUNS + 1):
+
+    def seconds() -> float:
         started = time.perf_counter()
         model.model(**given, use_cache=False)
         if model.device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times[1:])
+        return time.perf_counter() - started
+
+    return seconds
 
 
 def halves(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -184,7 +193,7 @@ def operate(
         raise ValueError(f"{out} exists: choose another folder.")
     chosen_by, scored = halves(samples)
     engine = Engine.load(source)
-    before = measure(Scorer(engine, scored), _weight_bytes(Path(source)), "before")
+    whole = Scorer(engine, scored)
     operated = apply(operation, Scorer(engine, chosen_by, generate=False))
     jump = noise_jump(engine.model, operated.model)
     out.mkdir(parents=True, exist_ok=True)
@@ -196,7 +205,10 @@ def operate(
     else:
         routers = {name: tensor for name, tensor in model.state_dict().items() if name in operated.tensors}
         save_compressed(out, model, engine.processor, operated.tensors | routers)
-    after = measure(Scorer(Engine.load(out), scored), _weight_bytes(out), "after")
+    smaller = Scorer(Engine.load(out), scored)
+    times = time_passes([whole, smaller])
+    before = measure(whole, _weight_bytes(Path(source)), times[0], "before")
+    after = measure(smaller, _weight_bytes(out), times[1], "after")
     difference = compare(before.scores, after.scores, scored)
     figures = {
         "operation": {key: value for key, value in vars(operation).items() if value is not None},

@@ -38,24 +38,20 @@ class Choices:
 
 @dataclass(frozen=True)
 class RoutedPass:
-    """One forward pass: its real tokens, row after row.
+    """One forward pass, on its device and with its padding, so that it costs next to nothing to keep.
 
     Attributes:
-        batch: number of rows.
         continues: whether the pass goes on where the last one stopped, from a cache.
-        row: of the batch, for each token.
-        answer: where `labels` were given and supervise the token.
-        layers: logits, weights and experts of each sparse layer, padding included, where the routers left them.
-        places: of the real tokens among those of `layers`.
+        real: where tokens are no padding.
+        answer: where `labels` supervise tokens, if they were given.
+        layers: logits, weights and experts of each sparse layer, where the routers left them.
     """
 
-    batch: int
     continues: bool
-    input_ids: Int[np.ndarray, " token"]
-    row: Int[np.ndarray, " token"]
-    answer: Bool[np.ndarray, " token"]
+    input_ids: Int[Tensor, "batch token"]
+    real: Bool[Tensor, "batch token"]
+    answer: Bool[Tensor, "batch token"] | None
     layers: list[tuple[Tensor, Tensor, Tensor]]
-    places: Int[np.ndarray, " token"]
 
     @property
     def numbers(self) -> int:
@@ -114,42 +110,35 @@ class RouteRecorder:
         if input_ids is None:
             raise ValueError("A pass with inputs_embeds has no tokens to name: trace passes that give input_ids.")
         assert layers is not None and self._receive is not None
-        ids = input_ids.cpu().numpy()
-        places = np.flatnonzero(_real_tokens(ids, kwargs.get("attention_mask")))
         labels = kwargs.get("labels")
-        answer = np.zeros(len(places), bool) if labels is None else labels.cpu().numpy().reshape(-1)[places] != -100
         self._receive(
             RoutedPass(
-                batch=len(ids),
                 continues=self._continues,
-                input_ids=ids.reshape(-1)[places],
-                row=places // ids.shape[1],
-                answer=answer,
+                input_ids=input_ids.clone(),  # the caller may write over its own
+                real=_real_tokens(input_ids, kwargs.get("attention_mask")),
+                answer=None if labels is None else labels != -100,
                 layers=layers,
-                places=places,
             )
         )
 
 
-def _real_tokens(ids: Int[np.ndarray, "batch token"], attention_mask: Tensor | None) -> Bool[np.ndarray, "batch token"]:
+def _real_tokens(input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None) -> Bool[Tensor, "batch token"]:
     """Where tokens are no padding; after a cache, the mask also covers what was read before."""
     if attention_mask is None:
-        return np.ones(ids.shape, dtype=bool)
+        return torch.ones_like(input_ids, dtype=torch.bool)
     if attention_mask.ndim != 2:
         raise ValueError("Tracing needs a mask of (batch, token), to tell padding from tokens.")
-    return attention_mask[:, -ids.shape[1] :].cpu().numpy().astype(bool)
+    return attention_mask[:, -input_ids.shape[1] :] != 0
 
 
 @torch.no_grad()
-def gather(passes: Sequence[tuple[RoutedPass, Int[np.ndarray, " token"]]]) -> Choices:
-    """What was chosen for some tokens (places in its `layers`) of each of several passes, one after the other.
-
-    Many short passes cost little more than one long one.
-    """
+def gather(passes: Sequence[RoutedPass], places: Int[np.ndarray, " token"]) -> Choices:
+    """What was chosen for some tokens, by their places among those of all passes, one after the other."""
     columns: tuple[list[Tensor], ...] = ([], [], [], [])
-    for layer in range(len(passes[0][0].layers)):
+    chosen = torch.from_numpy(places).to(passes[0].input_ids.device)
+    for layer in range(len(passes[0].layers)):
         logits, weights, experts = (
-            torch.cat([_pick(done.layers[layer][number], places) for done, places in passes]) for number in range(3)
+            torch.cat([done.layers[layer][number] for done in passes])[chosen] for number in range(3)
         )
         probability = logits.softmax(dim=-1)
         values = (experts, weights, router_entropy(probability), router_margin(probability))
@@ -157,9 +146,3 @@ def gather(passes: Sequence[tuple[RoutedPass, Int[np.ndarray, " token"]]]) -> Ch
             column.append(value)
     experts, *others = (torch.stack(column, dim=1) for column in columns)
     return Choices(experts.to(torch.int16).cpu().numpy(), *(other.float().cpu().numpy() for other in others))
-
-
-def _pick(values: Tensor, places: Int[np.ndarray, " token"]) -> Tensor:
-    if len(places) == len(values):
-        return values
-    return values[torch.from_numpy(places).to(values.device)]

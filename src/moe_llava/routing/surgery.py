@@ -99,9 +99,14 @@ def most_similar_groups(similarity: Float[Tensor, "expert expert"], number: int)
     if not 1 <= number <= len(similarity):
         raise ValueError(f"{number} experts of {len(similarity)} is impossible: give 1 to {len(similarity)}.")
     groups = [[expert] for expert in range(len(similarity))]
+    alike = similarity.to(torch.float64, copy=True).fill_diagonal_(-torch.inf)
     while len(groups) > number:
-        pairs = [(first, second) for first in range(len(groups)) for second in range(first + 1, len(groups))]
-        first, second = max(pairs, key=lambda pair: similarity[groups[pair[0]]][:, groups[pair[1]]].mean().item())
+        first, second = sorted(divmod(int(alike.argmax()), len(groups)))
+        sizes = len(groups[first]), len(groups[second])
+        alike[first] = alike[:, first] = (sizes[0] * alike[first] + sizes[1] * alike[second]) / sum(sizes)
+        alike[first, first] = -torch.inf
+        left = [group for group in range(len(groups)) if group != second]
+        alike = alike[left][:, left]
         groups[first] = sorted(groups[first] + groups.pop(second))
     return groups
 

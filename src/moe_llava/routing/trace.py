@@ -4,12 +4,13 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from moe_llava.generate.engine import Engine
@@ -17,12 +18,13 @@ from moe_llava.generate.plan import Prompt
 from moe_llava.model.vision import patch_grid
 from moe_llava.routing.recorder import RoutedPass, RouteRecorder, gather
 from moe_llava.routing.routes import PARTS, RouteFile, RouteInfo, RouteWriter, TokenRows, parquet
+from moe_llava.routing.sequences import Sequences
 
 if TYPE_CHECKING:
     from moe_llava.routing.statistics import RouteStatistics
 
 KEPT_PROMPTS = 12
-PENDING_NUMBERS = 2**20
+PENDING_NUMBERS = 2**17
 PROMPT, ANSWER, GENERATED = range(len(PARTS))
 
 
@@ -64,10 +66,10 @@ class Trace:
         self._texts = TokenTexts(engine.processor.tokenizer)
         self._ends = _ids(engine.model.generation_config.eos_token_id)
         self._announced: list[str] = []
-        self._ids: list[str] = []
-        self._rows = _Rows(0, 0)
+        self._sequences = Sequences()
         self._writer: RouteWriter | None = None
-        self._pending: list[_Pending] = []
+        # Passes and the samples of their rows: reading many at once is cheaper, above all from a GPU.
+        self._pending: list[tuple[RoutedPass, np.ndarray]] = []
         self._numbers = 0
 
     def _temporary(self) -> Path:
@@ -98,7 +100,7 @@ class Trace:
 
     def begin(self, prompts: Sequence[Prompt]) -> None:
         """Tell what the rows of the next pass are; without, samples are named by their number."""
-        first = self._rows.next
+        first = self._sequences.next
         self._announced = [prompt.id or str(first + row) for row, prompt in enumerate(prompts)]
         for name, prompt in zip(self._announced, prompts, strict=True):
             if len(self.prompts) < KEPT_PROMPTS:
@@ -106,54 +108,59 @@ class Trace:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Tell that the next passes go on with these rows."""
-        self._rows.keep(rows)
-        self._ids = [self._ids[row] for row in rows]
+        self._sequences.keep(rows)
 
     def _receive(self, done: RoutedPass) -> None:
-        """Turn one pass into rows of the file."""
+        """Keep one pass until there are many."""
+        batch = len(done.input_ids)
         if not done.continues:
-            self._rows = _Rows(self._rows.next, done.batch)
-            self._ids = self._announced or [str(sample) for sample in self._rows.samples.tolist()]
+            self._sequences.begin(batch, self._announced)
             self._announced = []
-        if len(self._ids) != done.batch:
-            raise ValueError(f"A batch of {done.batch} continues one of {len(self._ids)}: beams cannot be traced.")
-        one_each = done.continues and len(done.row) == done.batch
-        kept = self._rows.still_open(done.input_ids, self._ends) if one_each else slice(None)
-        rows = self._token_rows(done, kept, generated=one_each)
-        names = [self._ids[row] for row in done.row[kept].tolist()]
-        self._pending.append(_Pending(done, done.places[kept], rows, names))
+        running = self._sequences.running
+        if len(running) != batch:
+            raise ValueError(f"A batch of {batch} continues one of {len(running)}: beams cannot be traced.")
+        self._pending.append((done, running))
         self._numbers += done.numbers
         if self._numbers >= PENDING_NUMBERS:
             self._settle()
 
     def _settle(self) -> None:
-        """Hand what is pending to the writer."""
+        """Turn what is pending into rows and hand them to the writer."""
         pending, self._pending, self._numbers = self._pending, [], 0
-        rows = TokenRows.join([piece.rows for piece in pending]) if pending else ()
-        if len(rows):
-            assert self._writer is not None and isinstance(rows, TokenRows)
-            choices = gather([(piece.done, piece.places) for piece in pending])
-            ids = [name for piece in pending for name in piece.ids]
-            self._writer.write(rows, choices, ids, self._texts(rows.token_id.tolist()))
+        if not pending:
+            return
+        assert self._writer is not None
+        rows, places = self._token_rows(pending)
+        choices = gather([done for done, _ in pending], places)
+        self._writer.write(rows, choices, self._sequences.names_of(rows.sample), self._texts(rows.token_id.tolist()))
+        self._sequences.forget()
 
-    def _token_rows(self, done: RoutedPass, kept: Any, generated: bool) -> TokenRows:
-        row, token_id = done.row[kept], done.input_ids[kept]
+    def _token_rows(self, pending: Sequence[tuple[RoutedPass, np.ndarray]]) -> tuple[TokenRows, np.ndarray]:
+        """The tokens of all pending passes that belong into the trace, and their places among all tokens."""
+        passes = [done for done, _ in pending]
+        sizes = [done.input_ids.numel() for done in passes]
+        places = np.flatnonzero(_joined([done.real for done in passes]))
+        token_id = _joined([done.input_ids for done in passes])[places]
+        answer = _joined([torch.zeros_like(done.real) if done.answer is None else done.answer for done in passes])
+        says = np.repeat([done.continues and done.input_ids.shape[1] == 1 for done in passes], sizes)[places]
+        sample = np.concatenate([np.repeat(running, done.input_ids.shape[1]) for done, running in pending])[places]
         config = self._engine.model.config
         is_image = token_id == config.image_token_id
-        position, patches = self._rows.count(row, is_image)
+        position, patches, ended = self._sequences.place(sample, is_image, says & np.isin(token_id, self._ends))
         length = max(config.image_seq_length, 1)
-        image, patch = np.where(is_image, patches // length, -1), patches % length + self._first_cell
         columns = self.info.grid[1] if self.info.grid else 0
-        part = np.full(len(row), GENERATED) if generated else np.where(done.answer[kept], ANSWER, PROMPT)
-        return TokenRows(
-            sample=self._rows.samples[row],
-            position=position,
-            part=part,
-            token_id=token_id,
-            image=image,
-            patch_row=np.where(is_image, patch // columns, -1) if columns else np.full(len(row), -1),
-            patch_column=np.where(is_image, patch % columns, -1) if columns else np.full(len(row), -1),
-        )
+        patch = np.where(is_image, patches % length + self._first_cell, -1)
+        fields = {
+            "sample": sample,
+            "position": position,
+            "part": np.where(says, GENERATED, np.where(answer[places], ANSWER, PROMPT)),
+            "token_id": token_id,
+            "image": np.where(is_image, patches // length, -1),
+            "patch_row": np.where(is_image, patch // columns, -1) if columns else np.full(len(patch), -1),
+            "patch_column": np.where(is_image, patch % columns, -1) if columns else np.full(len(patch), -1),
+        }
+        kept = np.flatnonzero(~ended)
+        return TokenRows(**{name: values[kept] for name, values in fields.items()}), places[kept]
 
     def flush(self) -> None:
         """Write what is buffered."""
@@ -190,48 +197,9 @@ class Trace:
         return RouteFile(self.path)
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A pass whose routers' output is yet to be read: reading many at once is cheaper, above all from a GPU."""
-
-    done: RoutedPass
-    places: np.ndarray
-    rows: TokenRows
-    ids: list[str]
-
-
-class _Rows:
-    """Where the rows of the running batch stand: the sample of each, from `first` on; `next` is that of a new batch."""
-
-    def __init__(self, first: int, batch: int) -> None:
-        self.samples = np.arange(first, first + batch)
-        self.next = first + batch
-        self._position = np.zeros(batch, dtype=np.int64)
-        self._patches = np.zeros(batch, dtype=np.int64)
-        self._open = np.ones(batch, dtype=bool)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with some rows."""
-        chosen = np.array(rows, dtype=np.int64)
-        self.samples, self._position = self.samples[chosen], self._position[chosen]
-        self._patches, self._open = self._patches[chosen], self._open[chosen]
-
-    def still_open(self, input_ids: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Rows whose answer has not ended, one token a row."""
-        self._open &= ~np.isin(input_ids, ends)
-        return np.flatnonzero(self._open)
-
-    def count(self, row: np.ndarray, is_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each token's position in its sequence, and the number of image tokens of its sequence before it."""
-        lengths = np.bincount(row, minlength=len(self.samples))
-        starts = np.cumsum(lengths) - lengths
-        before = np.cumsum(is_image) - is_image
-        within = before - before[np.minimum(starts, len(row) - 1)][row] if len(row) else before
-        position = np.arange(len(row)) - starts[row] + self._position[row]
-        patches = within + self._patches[row]
-        self._position += lengths
-        self._patches += np.bincount(row, weights=is_image, minlength=len(self.samples)).astype(np.int64)
-        return position, patches
+def _joined(pieces: Sequence[Tensor]) -> np.ndarray:
+    """All numbers of several tensors, one after the other."""
+    return torch.cat([piece.reshape(-1) for piece in pieces]).cpu().numpy()
 
 
 class TokenTexts:
