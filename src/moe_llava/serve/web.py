@@ -161,8 +161,9 @@ def build_page(service: Service) -> gr.Blocks:
                 counts = gr.HTML(page.loads(None), elem_id="loads")
                 layers = page.layers or [0]
                 gap = math.gcd(*(layer - layers[0] for layer in layers)) or 1
+                last = max(layers[-1], layers[0] + 1)  # Gradio takes no slider without a way to go
                 layer = gr.Slider(
-                    layers[0], layers[-1] + (len(layers) == 1), layers[0], step=gap, label="Sparse layer shown on the pictures",
+                    layers[0], last, layers[0], step=gap, label="Sparse layer shown on the pictures",
                     elem_id="layer", visible=len(layers) > 1, buttons=[],
                 )  # fmt: skip
                 pictures = gr.HTML(elem_id="pictures")
