@@ -114,7 +114,8 @@ def test_a_picture_is_pasted_and_the_slider_changes_the_layer(page: Page) -> Non
     page.evaluate(
         """content => {
             const data = new DataTransfer();
-            data.items.add(new File([Uint8Array.from(atob(content), c => c.charCodeAt(0))], "p.png", {type: "image/png"}));
+            const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
+            data.items.add(new File([bytes], "p.png", {type: "image/png"}));
             document.querySelector("#box textarea").dispatchEvent(
                 new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true}));
         }""",

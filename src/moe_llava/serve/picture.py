@@ -72,7 +72,7 @@ def loads(title: str, experts: Sequence[Sequence[Sequence[int]]], layers: Sequen
         shares = [(expert, counts[expert] / total) for expert in range(num_experts) if counts[expert]]
         parts = "".join(
             f'<i style="width:{share:.1%};background:{colour(expert)}" title="expert {expert}: {share:.0%}">'
-            f"{expert}<small>{f' {share:.0%}' if share >= 0.15 else ''}</small></i>"
+            f"{expert if share >= 0.05 else ''}<small>{f' {share:.0%}' if share >= 0.15 else ''}</small></i>"
             for expert, share in shares
         )
         rows.append(f'<div class="load"><b>layer {layer}</b><span>{parts}</span></div>')
