@@ -60,8 +60,11 @@ def main() -> None:
     if options.peer:
         rounds.append(("transformers serve", peer, options.clients, options.peer))
     results = {name: measure(command, clients, count, pictures, options) for name, command, clients, count in rounds}
-    options.out.write_text(json.dumps(results, indent=2))
     show(results)
+    alone, together = (results[name].pop("answers") for name, *_ in rounds[:2])
+    equal = sum(together.get(number) == text for number, text in alone.items())
+    print(f"{equal} of {len(alone)} answers drawn with a seed read the same among {options.clients} clients.")
+    options.out.write_text(json.dumps(results, indent=2))
 
 
 def endless(model: Path, copy: Path) -> Path:
@@ -111,7 +114,8 @@ async def load(url: str, clients: int, count: int, pictures: list[str], options:
         name = next((model.id for model in models.data), str(options.model))
         await one(client, name, pictures[-1], options.tokens)  # what is loaded or built on first use
         waiting = list(range(count))
-        done: list[tuple[float, float, int]] = []
+        done: list[tuple[float, float]] = []
+        answers: dict[int, str] = {}
         lost = 0
 
         async def work() -> None:
@@ -119,7 +123,10 @@ async def load(url: str, clients: int, count: int, pictures: list[str], options:
             while waiting:
                 number = waiting.pop()
                 try:
-                    done.append(await one(client, name, pictures[number % len(pictures)], options.tokens))
+                    *seconds, answers[number] = await one(
+                        client, name, pictures[number % len(pictures)], options.tokens
+                    )
+                    done.append(tuple(seconds))
                 except Exception as error:  # noqa: BLE001 - counted
                     lost += 1
                     print(f"lost: {error}", file=sys.stderr)
@@ -127,18 +134,19 @@ async def load(url: str, clients: int, count: int, pictures: list[str], options:
         began = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(clients)))
         seconds = time.perf_counter() - began
-    first, total, tokens = zip(*done, strict=True) if done else ((0.0,), (0.0,), (0,))
+    first, total = zip(*done, strict=True) if done else ((0.0,), (0.0,))
     return {
         "clients": clients,
         "requests": count,
         "lost": lost,
         "seconds": seconds,
         "requests_per_second": len(done) / seconds,
-        "tokens_per_second": sum(tokens) / seconds,
+        "tokens_per_second": len(done) * options.tokens / seconds,
         "first_token_p50": statistics.median(first),
         "first_token_p95": percentile(first, 0.95),
         "total_p50": statistics.median(total),
         "total_p95": percentile(total, 0.95),
+        "answers": answers,
     }
 
 
@@ -146,11 +154,11 @@ def percentile(values: tuple[float, ...], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-async def one(client: AsyncOpenAI, model: str, picture: str, tokens: int) -> tuple[float, float, int]:
-    """Seconds to the first text, seconds in all, tokens."""
+async def one(client: AsyncOpenAI, model: str, picture: str, tokens: int) -> tuple[float, float, str]:
+    """Seconds to the first text, seconds in all, the answer; it is drawn with a seed."""
     content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": QUESTION}]
     began = time.perf_counter()
-    first, ended = 0.0, None
+    first, ended, text = 0.0, None, ""
     stream = await client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": content}],
@@ -163,10 +171,11 @@ async def one(client: AsyncOpenAI, model: str, picture: str, tokens: int) -> tup
         for choice in chunk.choices:
             if choice.delta.content:
                 first = first or time.perf_counter() - began
+                text += choice.delta.content
             ended = choice.finish_reason or ended
     if ended != "length":
         raise RuntimeError(f"the stream ended with {ended}")
-    return first or time.perf_counter() - began, time.perf_counter() - began, tokens
+    return first or time.perf_counter() - began, time.perf_counter() - began, text
 
 
 def show(results: dict[str, dict]) -> None:

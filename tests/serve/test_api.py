@@ -1,6 +1,8 @@
 """The API as OpenAI's own client meets it."""
 
+import http.client
 import json
+import re
 
 import httpx
 import openai
@@ -10,7 +12,7 @@ from PIL import Image
 
 from moe_llava.generate.engine import Decoding, Engine, Request
 from moe_llava.serve.service import Service
-from tests.serve.conftest import NAME, asked, wait_for
+from tests.serve.conftest import NAME, asked, held, wait_for
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
 
@@ -185,6 +187,9 @@ def test_what_does_not_fit_is_400_with_the_numbers(client: OpenAI, change: dict,
         b'{"messages": [{"role": "user", "content": "a"}], "tools": []}',
         b'{"messages": [{"role": "user", "content": "a"}], "n": 1000000}',
         b'{"messages": [{"role": "user", "content": "a"}], "stop": [""]}',
+        b"\xff\xfe{",
+        b"[" * 100_000,
+        b'{"n": ' + b"9" * 10_000 + b"}",
     ],
 )
 def test_malformed_requests_are_422_and_a_sentence(url: str, body: bytes) -> None:
@@ -193,11 +198,19 @@ def test_malformed_requests_are_422_and_a_sentence(url: str, body: bytes) -> Non
     assert reply.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("body", [b"\xff\xfe{", b"[" * 100_000])
-def test_bytes_that_are_no_json_are_refused(url: str, body: bytes) -> None:
-    reply = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
-    assert reply.status_code in (400, 422)
-    assert reply.json()["error"]["message"]
+def test_what_is_not_said_to_be_json_is_refused_with_the_remedy(url: str) -> None:
+    reply = httpx.post(f"{url}/v1/chat/completions", content=b'{"messages": []}')
+    assert reply.status_code == 422
+    assert "application/json" in reply.json()["error"]["message"]
+
+
+def test_null_is_a_field_left_out(client: OpenAI, url: str) -> None:
+    body = {"model": NAME, "messages": asked("Hello"), "max_tokens": 3, "temperature": None, "n": None, "tools": None}
+    reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+    done = client.chat.completions.create(model=NAME, messages=asked("Hello"), max_tokens=3)
+    assert reply["choices"][0]["message"]["content"] == done.choices[0].message.content
+    said = [*asked("Hello"), done.choices[0].message.model_dump(), *asked("Why?")]
+    client.chat.completions.create(model=NAME, messages=said, max_tokens=1)
 
 
 def test_the_smallest_temperature_does_not_break_the_batch(client: OpenAI) -> None:
@@ -207,16 +220,42 @@ def test_the_smallest_temperature_does_not_break_the_batch(client: OpenAI) -> No
         )
 
 
-def test_a_hang_up_gives_the_place_free(client: OpenAI, url: str, service: Service) -> None:
-    stream = client.chat.completions.create(model=NAME, messages=asked("Hello"), stream=True, max_tokens=400)
-    next(iter(stream))
-    wait_for(lambda: service.scheduler.running == 1)
-    stream.close()
-    wait_for(lambda: service.scheduler.running == 0, 5)
-    with pytest.raises(httpx.ReadTimeout):
-        body = json.dumps({"messages": asked("Hello"), "max_tokens": 400})
-        httpx.post(
-            f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}, timeout=0.05
-        )
-    wait_for(lambda: service.scheduler.idle, 2)
-    assert 'finish="cancelled"' in service.metrics.text().decode()
+def written(service: Service) -> float:
+    return float(re.search(r"moe_llava_generated_tokens_total ([\d.]+)", service.metrics.text().decode())[1])
+
+
+def cancelled(service: Service) -> bool:
+    scheduler = service.scheduler
+    jobs = [answer.job for answer in scheduler._running] + list(scheduler._waiting)
+    return bool(jobs) and all(job.cancelled for job in jobs)
+
+
+def test_a_hang_up_in_a_stream_gives_the_place_free_at_the_next_token(client: OpenAI, service: Service) -> None:
+    before = written(service)
+    with held(service.scheduler) as let:
+        stream = client.chat.completions.create(model=NAME, messages=asked("Hello"), stream=True, max_tokens=400)
+        let(1)
+        wait_for(lambda: service.scheduler.running == 1)
+        stream.close()
+        wait_for(lambda: cancelled(service))
+        let(1)
+        wait_for(lambda: service.scheduler.idle)
+    assert written(service) - before == 2
+
+
+def test_a_hang_up_before_the_answer_gives_the_places_free(url: str, service: Service) -> None:
+    """Of those in the batch and of those in the queue."""
+    before = written(service)
+    body = json.dumps({"messages": asked("Hello"), "max_tokens": 400, "n": 8})
+    callers = [http.client.HTTPConnection(url.removeprefix("http://")) for _ in range(2)]
+    with held(service.scheduler) as let:
+        for at, caller in enumerate(callers, start=1):
+            caller.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+            wait_for(lambda at=at: service.scheduler.running + service.scheduler.waiting == 8 * at)
+        assert service.scheduler.waiting == 8
+        for caller in callers:
+            caller.close()
+        wait_for(lambda: cancelled(service))
+        let(1)
+        wait_for(lambda: service.scheduler.idle)
+    assert written(service) - before == 8

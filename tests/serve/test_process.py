@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,17 @@ from moe_llava.cli import main
 from moe_llava.generate.engine import Engine
 from tests.serve.conftest import asked, wait_for
 
-PROGRAM = [sys.executable, "-c", "import sys; from moe_llava.cli import main; sys.exit(main())", "serve"]
+# The command; but no token is written before a line comes in, so that the test decides what is still running when.
+PROGRAM = """
+import sys, threading
+from moe_llava.cli import main
+from moe_llava.serve.scheduler import Scheduler
+
+step, let = Scheduler._step, threading.Event()
+Scheduler._step = lambda self: (let.wait(), step(self))
+threading.Thread(target=lambda: (sys.stdin.readline(), let.set()), daemon=True).start()
+sys.exit(main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +44,10 @@ def free_port() -> int:
 @pytest.fixture
 def server(model: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     port = free_port()
-    arguments = [*PROGRAM, str(model), "--port", str(port), "--host", "0.0.0.0", "--model-name", "mine"]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    arguments = ["serve", str(model), "--port", str(port), "--host", "0.0.0.0", "--model-name", "mine"]
+    program = [sys.executable, "-c", PROGRAM, *arguments]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(program, **pipes, text=True)
     url = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
@@ -46,45 +57,49 @@ def server(model: Path) -> Iterator[tuple[subprocess.Popen, str]]:
         except httpx.TransportError:
             return False
 
-    wait_for(answers, 90)
+    wait_for(answers)
     yield process, url
     process.kill()
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
+    process.communicate()
+
+
+def stopping(url: str) -> bool:
+    return httpx.get(f"{url}/health").status_code == 503
 
 
 def test_sigterm_finishes_what_runs_and_refuses_what_is_new(server: tuple[subprocess.Popen, str]) -> None:
     process, url = server
     client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-    with client.chat.completions.create(model="mine", messages=asked("Hello"), max_tokens=400, stream=True) as stream:
+    with client.chat.completions.create(model="mine", messages=asked("Hello"), max_tokens=40, stream=True) as stream:
         chunks = iter(stream)
         next(chunks)
-        wait_for(lambda: httpx.get(f"{url}/health").json()["running"] == 1)
         process.send_signal(signal.SIGTERM)
-        refused = threading.Event()
-
-        def ask_on() -> None:
-            def was_refused() -> bool:
-                try:
-                    return httpx.post(f"{url}/v1/chat/completions", json={"messages": asked("Hi")}).status_code == 503
-                except httpx.TransportError:
-                    return True
-
-            wait_for(was_refused)
-            refused.set()
-
-        thread = threading.Thread(target=ask_on)
-        thread.start()
+        wait_for(lambda: stopping(url))
+        refused = httpx.post(f"{url}/v1/chat/completions", json={"messages": asked("Hi")})
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"]
+        assert httpx.get(f"{url}/health").json()["running"] == 1
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
         ends = [chunk.choices[0].finish_reason for chunk in chunks]
-        thread.join(30)
     assert ends[-1] == "length"
-    assert refused.is_set()
-    assert process.wait(30) == 0
+    assert process.wait(90) == 0
     said = process.stdout.read() if process.stdout else ""
     assert "mine at http://0.0.0.0" in said
     assert "Warning: 0.0.0.0 is open to other machines" in said
     assert "Traceback" not in said
+
+
+def test_a_second_signal_ends_it_at_once(server: tuple[subprocess.Popen, str]) -> None:
+    process, url = server
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json={"messages": asked("Hello"), "stream": True}) as reply:
+        next(reply.iter_bytes())
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: stopping(url))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(90) == 1
+    assert "Traceback" not in (process.stdout.read() if process.stdout else "")
 
 
 @pytest.mark.parametrize(

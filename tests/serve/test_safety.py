@@ -1,6 +1,7 @@
 """Strangers: pictures that are traps, addresses that are private, keys that are wrong, bodies that are too large."""
 
 import asyncio
+import gc
 import http.server
 import io
 import ipaddress
@@ -19,6 +20,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -29,8 +31,9 @@ from moe_llava.generate.engine import Engine
 from moe_llava.serve.api import create_app
 from moe_llava.serve.fetch import Fetcher, is_public
 from moe_llava.serve.images import ImageRefusedError, decode_data_url, decode_image
+from moe_llava.serve.schema import ChatRequest
 from moe_llava.serve.service import Service
-from tests.serve.conftest import NAME, asked, data_url, encoded, new_service, running
+from tests.serve.conftest import NAME, asked, data_url, encoded, held, new_service, running, wait_for
 
 RED = Image.new("RGB", (40, 30), "red")
 CHECKS = [
@@ -58,10 +61,24 @@ def animated() -> bytes:
     return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
+def scans() -> bytes:
+    """A JPEG whose last scan comes again and again: a hundred bytes more, all pixels once more."""
+    jpeg = encoded(Image.new("L", (64, 64), 77), "JPEG", progressive=True)
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return jpeg[:-2] + last * 200 + jpeg[-2:]
+
+
+def broken_frames() -> bytes:
+    gif = animated()
+    return gif[: gif.rindex(b"\x2c") + 5]
+
+
 REFUSED = {
     "bomb": (bomb(), "too many pixels"),
     "truncated": (encoded(Image.effect_noise((200, 200), 50))[:-3000], "cannot be decoded"),
-    "animated": (animated(), "2 frames"),
+    "animated": (animated(), "is animated"),
+    "many scans": (scans(), "scans"),
+    "broken frames": (broken_frames(), "cannot be decoded"),
     "text": (b"I am no image", "no image"),
     "empty": (b"", "no image"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image"),
@@ -124,7 +141,10 @@ def test_a_photograph_stands_upright() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["data:image/png,a", "data:image/png;base64,@@@", "data:text/html;base64,YQ==", "data:", "data:;base64,"],
+    [
+        *("data:image/png,a", "data:image/png;base64,@@@", "data:text/html;base64,YQ==", "data:", "data:;base64,"),
+        "data:" + ";" * 100_000,
+    ],
 )
 def test_a_data_url_that_is_none_is_refused(url: str, source: str) -> None:
     with pytest.raises(ImageRefusedError):
@@ -271,20 +291,71 @@ def test_a_wrong_or_missing_key_is_401(engine: Engine) -> None:
         good = {"Authorization": "Bearer sésame".encode()}
         assert httpx.get(f"{url}/v1/models", headers=good).status_code == 200
         assert httpx.get(f"{url}/health").status_code == 200
-    service.scheduler.close(5)
+    assert service.scheduler.close(60)
 
 
 def test_a_full_queue_is_429_with_retry_after(engine: Engine) -> None:
     service = new_service(engine, max_rows=1, max_waiting=0)
-    with running(create_app(service), service.scheduler) as url:
-        body = {"messages": asked("Hello"), "max_tokens": 400, "stream": True}
+    with running(create_app(service), service.scheduler) as url, held(service.scheduler):
+        body = {"messages": asked("Hello"), "max_tokens": 2, "stream": True}
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as first:
-            next(first.iter_bytes())
+            next(first.iter_bytes())  # it has its place
             short = {"messages": asked("Hello"), "max_tokens": 1}
             reply = httpx.post(f"{url}/v1/chat/completions", json=short)
             assert reply.status_code == 429
             assert int(reply.headers["Retry-After"]) >= 1
-    service.scheduler.close(5)
+            reply = httpx.post(f"{url}/v1/chat/completions", json=short | {"n": 2})
+            assert reply.status_code == 400, "it will never have room"
+            assert "takes 1" in reply.json()["error"]["message"]
+    assert service.scheduler.close(60)
+
+
+def test_pictures_that_fill_the_memory_are_429(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_llava.serve.service.HELD_BYTES", 3 * RED.width * RED.height)
+    service = new_service(engine)
+    one, two = ({"messages": asked("?", *[RED] * count), "max_tokens": 1} for count in (1, 2))
+    with running(create_app(service), service.scheduler) as url:
+        assert httpx.post(f"{url}/v1/chat/completions", json=one, timeout=60).status_code == 200
+        assert httpx.post(f"{url}/v1/chat/completions", json=two, timeout=60).status_code == 429
+        wait_for(lambda: gc.collect() is not None and not service._held)
+        assert httpx.post(f"{url}/v1/chat/completions", json=one, timeout=60).status_code == 200
+    assert service.scheduler.close(60)
+
+
+def test_a_model_that_fails_is_500_and_others_are_served(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = new_service(engine)
+    body = {"messages": asked("Hello"), "max_tokens": 1}
+
+    def breaks(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with running(create_app(service), service.scheduler) as url:
+        with monkeypatch.context() as patched:
+            patched.setattr("moe_llava.generate.batch.Batch.step", breaks)
+            reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+            assert reply.status_code == 500
+            assert "failed" in reply.json()["error"]["message"]
+            reply = httpx.post(f"{url}/v1/chat/completions", json=body | {"stream": True}, timeout=60)
+            assert "failed" in reply.text and "[DONE]" not in reply.text
+        assert httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+    assert service.scheduler.close(60)
+
+
+FLOOD = {
+    "messages": b'{"messages":[' + b"{}," * 99_999 + b"{}]}",
+    "parts": b'{"messages":[{"role":"user","content":[' + b"{}," * 90_000 + b"{}]}]}",
+    "stops": b'{"messages":[{"role":"user","content":"a"}],"stop":[' + b"1," * 99_999 + b"1]}",
+    "fields": b'{"messages":[],' + b",".join(b'"%d":1' % at for at in range(20_000)) + b"}",
+    "metadata": b'{"messages":[],"metadata":{' + b",".join(b'"%d":1' % at for at in range(20_000)) + b"}}",
+}
+
+
+@pytest.mark.parametrize("kind", FLOOD)
+def test_a_flood_of_mistakes_is_not_described_one_by_one(kind: str) -> None:
+    """Each would take a kilobyte: a body of 20 MB would end the process."""
+    with pytest.raises(ValidationError) as raised:
+        ChatRequest.model_validate_json(FLOOD[kind])
+    assert raised.value.error_count() < 10
 
 
 def test_a_page_that_points_its_name_here_is_refused(engine: Engine) -> None:
@@ -292,7 +363,7 @@ def test_a_page_that_points_its_name_here_is_refused(engine: Engine) -> None:
     with running(create_app(service, hosts=["127.0.0.1"]), service.scheduler) as url:
         assert httpx.get(f"{url}/v1/models").status_code == 200
         assert httpx.get(f"{url}/v1/models", headers={"Host": "evil.example"}).status_code == 400
-    service.scheduler.close(5)
+    assert service.scheduler.close(60)
 
 
 def test_fuzzed_requests_never_break_it(engine: Engine, service: Service) -> None:

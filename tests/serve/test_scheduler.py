@@ -9,7 +9,7 @@ from PIL import Image
 
 from moe_llava.generate.engine import Decoding, Engine, Request
 from moe_llava.serve.scheduler import BusyError, ClosingError, Job, Piece, Scheduler
-from tests.serve.conftest import wait_for
+from tests.serve.conftest import held, wait_for
 
 COLOURS = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue", "white")]
 
@@ -48,7 +48,7 @@ def test_an_answer_does_not_depend_on_who_else_is_served(engine: Engine, tempera
         scheduler.submit([one])
         assert heard.end().finish == "length"
         alone.append(heard.text)
-    assert scheduler.close(10)
+    assert scheduler.close(60)
     assert len(set(alone)) > 6
     together = Scheduler(engine, max_rows=5)
     jobs = [job(engine, number, decoding(number)) for number in range(12)]
@@ -57,21 +57,39 @@ def test_an_answer_does_not_depend_on_who_else_is_served(engine: Engine, tempera
     for (_, heard), text in zip(jobs, alone, strict=True):
         heard.end()
         assert heard.text == text
-    assert together.close(10)
+    assert together.close(60)
 
 
 def test_newcomers_join_while_others_decode(engine: Engine) -> None:
     scheduler = Scheduler(engine)
     long, heard_long = job(engine, 0, Decoding(150))
-    scheduler.submit([long])
-    heard_long.pieces.get(timeout=30)
     short, heard_short = job(engine, 1, Decoding(2))
-    scheduler.submit([short])
-    heard_short.end()
-    assert scheduler.running == 1, "the long one must still run"
-    long.cancel()
-    assert heard_long.end().finish == "cancelled"
-    assert scheduler.close(10)
+    with held(scheduler) as let:
+        scheduler.submit([long])
+        wait_for(lambda: scheduler.running == 1)
+        scheduler.submit([short])
+        let(3)  # one without the newcomer, for which the long one had been waiting
+        assert heard_short.end().finish == "length"
+        assert scheduler.running == 1, "the long one must still run"
+        long.cancel()
+        let(1)
+        assert heard_long.end().finish == "cancelled"
+    assert scheduler.close(60)
+
+
+def test_a_long_prompt_joins_alone(engine: Engine) -> None:
+    """Between two steps of others no more is read than `max_reading` tokens, or one prompt."""
+    scheduler = Scheduler(engine, max_reading=1)
+    jobs = [job(engine, number, Decoding(9)) for number in range(3)]
+    with held(scheduler) as let:
+        for one, _ in jobs:
+            scheduler.submit([one])
+        for running in (1, 2, 3):
+            wait_for(lambda running=running: scheduler.running == running)
+            let(1)
+    for _, heard in jobs:
+        assert heard.end().finish == "length"
+    assert scheduler.close(60)
 
 
 def test_the_cache_does_not_grow_while_rows_come_and_go(engine: Engine) -> None:
@@ -89,25 +107,43 @@ def test_the_cache_does_not_grow_while_rows_come_and_go(engine: Engine) -> None:
     for _, heard in jobs:
         heard.end()
     assert max(widths) <= max(one.size for one, _ in jobs)
-    assert scheduler.close(10)
+    assert scheduler.close(60)
 
 
 def test_the_queue_is_bounded_and_takes_all_or_none(engine: Engine) -> None:
     scheduler = Scheduler(engine, max_rows=1, max_waiting=2)
     first, heard = job(engine, 0, Decoding(150))
-    scheduler.submit([first])
-    heard.pieces.get(timeout=30)
     waiting = [job(engine, number, Decoding(1)) for number in range(3)]
-    with pytest.raises(BusyError):
-        scheduler.submit([one for one, _ in waiting])
-    scheduler.submit([one for one, _ in waiting[:2]])
-    with pytest.raises(BusyError):
-        scheduler.submit([waiting[2][0]])
-    assert scheduler.waiting == 2
-    first.cancel()
+    with held(scheduler):
+        scheduler.submit([first])
+        with pytest.raises(BusyError):
+            scheduler.submit([one for one, _ in waiting])
+        scheduler.submit([one for one, _ in waiting[:2]])
+        with pytest.raises(BusyError):
+            scheduler.submit([waiting[2][0]])
+        wait_for(lambda: scheduler.running == 1)
+        assert scheduler.waiting == 2
+        first.cancel()
+    assert heard.end().finish == "cancelled"
     for _, each in waiting[:2]:
         assert each.end().finish == "length"
-    assert scheduler.close(10)
+    assert scheduler.close(60)
+
+
+def test_who_hangs_up_while_waiting_makes_room(engine: Engine) -> None:
+    scheduler = Scheduler(engine, max_rows=1, max_waiting=1)
+    first, _ = job(engine, 0, Decoding(150))
+    gone, heard_gone = job(engine, 1, Decoding(1))
+    with held(scheduler) as let:
+        scheduler.submit([first])
+        wait_for(lambda: scheduler.running == 1)
+        scheduler.submit([gone])
+        gone.cancel()
+        let(1)
+        assert heard_gone.end().finish == "cancelled"
+        scheduler.submit([job(engine, 2, Decoding(1))[0]])
+        first.cancel()
+    assert scheduler.close(60)
 
 
 def test_closing_finishes_what_was_taken_and_refuses_what_is_new(engine: Engine) -> None:
@@ -118,7 +154,7 @@ def test_closing_finishes_what_was_taken_and_refuses_what_is_new(engine: Engine)
     with pytest.raises(ClosingError):
         scheduler.submit([job(engine, 0, Decoding(1))[0]])
     assert [heard.end().finish for _, heard in jobs] == ["length"] * 3
-    assert scheduler.close(10)
+    assert scheduler.close(60)
 
 
 def test_one_that_fails_hurts_no_other(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +178,27 @@ def test_one_that_fails_hurts_no_other(engine: Engine, monkeypatch: pytest.Monke
     scheduler.submit([again])
     assert heard_again.end().finish == "length"
     assert heard_again.text == heard_good.text
-    assert scheduler.close(10)
+    assert scheduler.close(60)
+
+
+def test_a_batch_that_cannot_be_joined_is_told_to_all(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = Scheduler(engine)
+    first, heard_first = job(engine, 0, Decoding(150))
+    second, heard_second = job(engine, 1, Decoding(5))
+
+    def breaks(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with held(scheduler) as let:
+        scheduler.submit([first])
+        wait_for(lambda: scheduler.running == 1)
+        monkeypatch.setattr("moe_llava.generate.batch.Batch.join", breaks)
+        scheduler.submit([second])
+        let(1)
+        assert isinstance(heard_first.end().error, RuntimeError)
+        assert isinstance(heard_second.end().error, RuntimeError)
+        assert scheduler.idle
+    assert scheduler.close(60)
 
 
 def test_identical_images_are_encoded_once(engine: Engine) -> None:
@@ -158,7 +214,7 @@ def test_identical_images_are_encoded_once(engine: Engine) -> None:
         heard.end()
     handle.remove()
     assert sum(seen) == 1
-    assert scheduler.close(10)
+    assert scheduler.close(60)
 
 
 def test_more_than_the_memory_holds_waits(engine: Engine) -> None:
@@ -175,7 +231,7 @@ def test_more_than_the_memory_holds_waits(engine: Engine) -> None:
     for _, heard in jobs:
         assert heard.end().finish == "length"
     assert max(most) == 2
-    assert scheduler.close(10)
+    assert scheduler.close(60)
 
 
 def test_a_seed_does_not_touch_torchs_own(engine: Engine) -> None:
@@ -187,5 +243,5 @@ def test_a_seed_does_not_touch_torchs_own(engine: Engine) -> None:
     scheduler.submit([one])
     heard.end()
     assert torch.equal(torch.rand(1), expected)
-    assert scheduler.close(10)
+    assert scheduler.close(60)
     wait_for(lambda: scheduler.idle)

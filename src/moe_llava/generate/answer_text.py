@@ -31,13 +31,13 @@ class AnswerText:
 
     def take(self, tokens: Sequence[int], *, ended: bool) -> str:
         """What can be shown more, given all tokens so far."""
-        written = self._settle(tokens, ended).strip() if ended else self._settle(tokens, ended).lstrip()
+        written = self._settle(tokens, ended).lstrip()
         at = min((place for stop in self._stop if (place := written.find(stop)) >= 0), default=None)
         if at is not None:
             self.stopped = True
             shown = written[:at].rstrip()
         elif ended:
-            shown = written
+            shown = written.rstrip()
         else:
             shown = written[: len(written) - self._undecided(written)].rstrip()
         piece = shown[len(self.text) :]

@@ -1,14 +1,16 @@
 """The HTTP API: OpenAI's chat completions over one service."""
 
 import asyncio
+import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -43,7 +45,6 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         401: "Wrong or missing key",
         404: "No such model",
         413: "The body is too large",
-        415: "The body is not JSON",
         422: "The request is not of this form",
         429: "The queue is full",
         500: "The model failed",
@@ -77,7 +78,7 @@ def create_app(
 
 
 def _router(service: Service) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=_JsonRoute)
     # The gate is a middleware, in front of any reading; this tells the document of it.
     key = [Depends(HTTPBearer(auto_error=False))]
     refusals: dict[int | str, dict[str, Any]] = {status: REFUSALS[status] for status in (401, 413)}
@@ -142,11 +143,10 @@ async def _start(service: Service, asked: ChatRequest) -> tuple[Answers, Writer]
     try:
         prompt = await service.prompt([_turn(message) for message in asked.messages])
         length = service.new_tokens(prompt, asked.max_completion_tokens or asked.max_tokens)
+        decodings = [asked.decoding(length, choice) for choice in range(asked.n)]
+        answers = service.ask(prompt, decodings, stop=asked.stops, routing=asked.routing)
     except ValueError as error:
         raise HTTPException(400, str(error)) from error
-    decodings = [asked.decoding(length, choice) for choice in range(asked.n)]
-    try:
-        answers = service.ask(prompt, decodings, stop=asked.stops, routing=asked.routing)
     except BusyError:
         raise HTTPException(429, "The queue is full; try again in a moment.", headers=RETRY_AFTER) from None
     except ClosingError:
@@ -198,11 +198,40 @@ class EventStream(StreamingResponse):
             await super().__call__(*arguments)
 
 
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        """What is no UTF-8, too deep or a number too long for Python is malformed JSON too."""
+        try:
+            return await super().json()
+        except json.JSONDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise json.JSONDecodeError(type(error).__name__, "", 0) from error
+
+
+class _JsonRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_json(request: Request) -> Response:
+            return await handle(_JsonRequest(request.scope, request.receive))
+
+        return handle_json
+
+
 async def _malformed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    message = f"{where}: {first['msg']}" if where else str(first["msg"])
+    if isinstance(error.body, bytes):
+        message = "Send JSON, and the header Content-Type: application/json."
+        return JSONResponse(error_body(message, "invalid_request_error"), 422)
+    # Where several forms are allowed, each tells why it is not meant; the one that got furthest was.
+    first = max(error.errors(), key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
+    if first["type"] == "json_invalid":
+        message = f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}."
+        return JSONResponse(error_body(message, "invalid_request_error"), 422)
+    where = ".".join(str(part) for part in first["loc"][1:] if str(part).replace("_", "").isalnum())
+    what = first["msg"].removeprefix("Value error, ")
+    message = f"{where}: {what}" if where else what
     return JSONResponse(error_body(message, "invalid_request_error", where or None), 422)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from moe_llava.data.processor import MoeLlavaProcessor
-from moe_llava.serve.routes import ImageRoutes, TokenRoute
+from moe_llava.serve.routes import ImageRoutes
 
 # Okabe and Ito's, told apart with any colour vision; every patch also bears its expert's number.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#999999")
@@ -42,7 +42,7 @@ def overlay(seen: Image.Image, routes: ImageRoutes, layer: int) -> str:
         expert, x, y = layers[layer][0], column * width, row * height
         cells.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour(expert)}" '
-            f'fill-opacity="0.45" stroke="#fff" stroke-opacity="0.6"/>'
+            f'stroke="#fff" stroke-opacity="0.6"/>'
             f'<text x="{x + width / 2:.1f}" y="{y + height / 2 + size / 3:.1f}" font-size="{size:.1f}" fill="#fff" '
             f'stroke="#000" stroke-width="{size / 7:.1f}" paint-order="stroke" text-anchor="middle">{expert}</text>'
         )
@@ -72,15 +72,11 @@ def loads(title: str, experts: Sequence[Sequence[Sequence[int]]], layers: Sequen
         shares = [(expert, counts[expert] / total) for expert in range(num_experts) if counts[expert]]
         parts = "".join(
             f'<i style="width:{share:.1%};background:{colour(expert)}" title="expert {expert}: {share:.0%}">'
-            f"{expert}<small>{f' {share:.0%}' if share >= 0.15 else ''}</small></i>"
+            f"{expert if share >= 0.05 else ''}<small>{f' {share:.0%}' if share >= 0.15 else ''}</small></i>"
             for expert, share in shares
         )
         rows.append(f'<div class="load"><b>layer {layer}</b><span>{parts}</span></div>')
     return f"<h4>{escape(title)}</h4>{''.join(rows)}" if experts else ""
-
-
-def answer_loads(routes: Sequence[TokenRoute], layers: Sequence[int], num_experts: int) -> str:
-    return loads("Tokens of the answer", [route.experts for route in routes], layers, num_experts)
 
 
 def _data_uri(image: Image.Image) -> str:
@@ -91,6 +87,8 @@ def _data_uri(image: Image.Image) -> str:
 
 CSS = """
 .overlay { width: 100%; max-width: 480px; height: auto; display: block; border-radius: 6px; margin-bottom: 10px; }
+.overlay rect { fill-opacity: 0.4; transition: fill-opacity 0.2s; }
+.overlay:hover rect { fill-opacity: 0; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 14px; margin: 6px 0; font-size: 0.9rem; }
 .mark i, .load i, .load small { font-style: normal; color: #000 !important; text-align: center; }
 .mark i { display: inline-block; width: 1.5em; border-radius: 3px; }

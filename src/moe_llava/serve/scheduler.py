@@ -86,7 +86,7 @@ class Scheduler:
 
     Args:
         max_rows: most answers in progress.
-        max_waiting: most answers that wait; more are refused.
+        max_waiting: most answers that wait when all rows are taken; more are refused.
         max_reading: most prompt tokens that are read between two steps of those who wait for their next token; a longer
             prompt is read alone.
 
@@ -106,11 +106,16 @@ class Scheduler:
         self._news = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._running: list[_Answer] = []
-        self._starting = 0  # jobs whose prompts are being read
+        self._starting: list[Job] = []  # whose prompts are being read
         self._batch: Batch | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
+
+    @property
+    def max_answers(self) -> int:
+        """Most answers that are taken, in progress and waiting."""
+        return self.max_rows + self.max_waiting
 
     @property
     def waiting(self) -> int:
@@ -139,8 +144,8 @@ class Scheduler:
         with self._news:
             if self._closing:
                 raise ClosingError
-            free = self.max_rows - len(self._running) - self._starting if not self._waiting else 0
-            if len(self._waiting) + len(jobs) > self.max_waiting + free:
+            taken = len(self._running) + len(self._starting) + len(self._waiting)
+            if taken + len(jobs) > self.max_answers:
                 raise BusyError
             self._waiting.extend(jobs)
             self._news.notify()
@@ -158,51 +163,57 @@ class Scheduler:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while True:
-            with self._news:
-                while not self._waiting and not self._running:
-                    if self._closing:
-                        return
-                    self._news.wait(timeout=0.5)
-                newcomers = self._admit()
-                self._starting = len(newcomers)
+        while self._has_work():
             try:
                 self._let_go()
-                if newcomers:
-                    self._start(newcomers)
+                self._start(self._admit())
                 if self._running:
                     self._step()
             except Exception as error:  # noqa: BLE001 - whatever a model raises, the next requests are served
                 self._fail(error)
-            finally:
-                self._starting = 0
+
+    def _has_work(self) -> bool:
+        """Wait for a job; whether one came before the end."""
+        with self._news:
+            while not self._waiting and not self._running:
+                if self._closing:
+                    return False
+                self._news.wait(timeout=0.5)  # `refuse` may not wake it
+            return True
 
     def _admit(self) -> list[Job]:
-        """Who may join now, first come first served; called with the lock held."""
+        """Who may join now, first come first served."""
         newcomers: list[Job] = []
-        if self._running and not self._joins:
-            return newcomers
-        sizes = [answer.job.size for answer in self._running]
-        reading = 0
-        while self._waiting and len(self._running) + len(newcomers) < self.max_rows:
-            job = self._waiting[0]
-            reading += len(job.prompt.ids)
-            sizes.append(job.size)
-            too_much = reading > self._max_reading or max(sizes) * len(sizes) > self._capacity
-            if too_much and (newcomers or len(sizes) > 1):
-                break
-            newcomers.append(self._waiting.popleft())
+        with self._news:
+            if self._running and not self._joins:
+                return newcomers
+            sizes = [answer.job.size for answer in self._running]
+            reading = 0
+            while self._waiting and len(self._running) + len(newcomers) < self.max_rows:
+                job = self._waiting[0]
+                reading += len(job.prompt.ids)
+                sizes.append(job.size)
+                if newcomers and reading > self._max_reading:
+                    break
+                if len(sizes) > 1 and max(sizes) * len(sizes) > self._capacity:
+                    break
+                newcomers.append(self._waiting.popleft())
+            self._starting = list(newcomers)
         return newcomers
 
     def _let_go(self) -> None:
+        """Give the places free of those who hung up, in the batch and in the queue."""
+        with self._news:
+            gone = [job for job in self._waiting if job.cancelled]
+            for job in gone:
+                self._waiting.remove(job)
+        for job in gone:
+            job.notify(Piece(finish="cancelled"))
         for answer in [answer for answer in self._running if answer.job.cancelled]:
             self._finish(answer, "cancelled")
 
     def _start(self, jobs: list[Job]) -> None:
         """Read the prompts and join the batch. If that fails, each is tried alone, so that one hurts no other."""
-        for job in [job for job in jobs if job.cancelled]:
-            jobs.remove(job)
-            job.notify(Piece(finish="cancelled"))
         if not jobs:
             return
         answers = [self._answer(job) for job in jobs]
@@ -211,11 +222,15 @@ class Scheduler:
                 started = self.engine.start([job.prompt for job in jobs], [answer.row for answer in answers])
         except Exception as error:  # noqa: BLE001 - told to who asked
             if len(jobs) == 1:
+                self._starting.remove(jobs[0])
                 jobs[0].notify(Piece(error=error))
             else:
                 for job in jobs:
                     self._start([job])
             return
+        with self._news:  # now, so that they are told if joining fails
+            self._running += answers
+            self._starting = [job for job in self._starting if job not in jobs]
         for at, answer in enumerate(answers):
             if answer.job.routing:
                 answer.images = self._tap.images(at, [job.prompt.ids for job in jobs])
@@ -223,9 +238,6 @@ class Scheduler:
             self._batch = started
         else:
             self._batch.join(started)
-        with self._news:
-            self._running += answers
-            self._starting = max(0, self._starting - len(answers))
 
     def _answer(self, job: Job) -> _Answer:
         # The last token of an answer is said and not read. To know its experts, the row is made to go on by one.
@@ -273,7 +285,11 @@ class Scheduler:
                 self._batch = None
 
     def _fail(self, error: Exception) -> None:
-        """The batch is lost: tell everyone in it."""
+        """The batch is lost: tell everyone in it, and who was about to join."""
+        with self._news:
+            lost, self._starting = self._starting, []
+        for job in lost:
+            job.notify(Piece(error=error))
         for answer in list(self._running):
             self._forget(answer)
             answer.job.notify(Piece(tokens=len(answer.row.tokens), error=error))

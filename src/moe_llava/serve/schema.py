@@ -2,11 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from moe_llava.generate.engine import Decoding
 
 MAX_ANSWERS = 8
+# Every mistake in a body costs a thousand times its bytes to describe: lists stop at the first, objects are small.
+MAX_FIELDS = 64
+MAX_ITEMS = 4096
 MIN_TEMPERATURE = 1e-3
 
 
@@ -23,9 +26,18 @@ Text = Annotated[str, AfterValidator(_whole)]
 
 
 class Taken(BaseModel):
-    """A field that would change the answer and is not known is refused, not ignored."""
+    """A field that would change the answer and is not known is refused, not ignored; null is a field left out."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        if len(fields) > MAX_FIELDS:
+            raise ValueError(f"{len(fields):,} fields; at most {MAX_FIELDS} are taken")
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class TextPart(Taken):
@@ -44,11 +56,12 @@ class ImagePart(Taken):
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Parts = Annotated[list[Part], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class Message(Taken):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part]
+    content: Text | Parts
     name: str | None = Field(None, description="taken and of no effect")
 
 
@@ -58,18 +71,20 @@ class StreamOptions(Taken):
 
 
 StopString = Annotated[Text, Field(min_length=1, max_length=200)]
+StopStrings = Annotated[list[StopString], Field(max_length=4, fail_fast=True)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class ChatRequest(Taken):
     """A conversation that waits for its next answer."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1, description="by default what is left of the context, at most 512")
     max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
     temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest token")
     top_p: float = Field(1.0, gt=0, le=1)
-    stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
+    stop: StopString | StopStrings | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int = Field(1, ge=1, le=MAX_ANSWERS)
     stream: bool = False
@@ -77,7 +92,7 @@ class ChatRequest(Taken):
     routing: bool = Field(False, description="tell the experts of each generated token and each image patch")
     # What clients send by habit: taken where it asks for nothing.
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, Any] | None = Field(None, max_length=MAX_FIELDS)
     store: Literal[False] | None = None
     frequency_penalty: float = Field(0, ge=0, le=0)
     presence_penalty: float = Field(0, ge=0, le=0)

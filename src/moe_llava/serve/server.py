@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import os
 import socket
 from types import FrameType
 
@@ -24,7 +25,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Server(uvicorn.Server):
-    """On SIGTERM or Ctrl-C new requests get 503 and those taken are finished. A second signal ends it at once."""
+    """On SIGTERM or Ctrl-C new requests get 503 and those taken are finished. A second signal ends it with status 1."""
 
     def __init__(self, app: FastAPI, scheduler: Scheduler, *, host: str, port: int) -> None:
         super().__init__(uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=2))
@@ -32,13 +33,13 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._scheduler.closing:
-            self.force_exit = True
+            os._exit(1)
         self._scheduler.refuse()
         # Not the signal itself: uvicorn would raise it again at the end, and the exit status would say "killed".
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        while not self._scheduler.idle and not self.force_exit:
+        while not self._scheduler.idle:
             await asyncio.sleep(0.05)
         # What was answered is still on its way to its reader; streams that never end (the page's) are cut.
         await super().shutdown(sockets)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
+from weakref import WeakValueDictionary
 
 import anyio
 from PIL import Image
@@ -17,7 +18,9 @@ from moe_llava.generate.plan import Prompt
 from moe_llava.serve.fetch import Fetcher
 from moe_llava.serve.images import ImageRefusedError, decode_data_url, decode_image
 from moe_llava.serve.metrics import Metrics
-from moe_llava.serve.scheduler import Job, Piece, Scheduler
+from moe_llava.serve.scheduler import BusyError, Job, Piece, Scheduler
+
+HELD_BYTES = 2**31  # of decoded pictures whose answers wait or run; a small file can become many megabytes
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Service:
         self._longest_token = max(map(len, self.engine.processor.tokenizer.get_vocab()), default=1)
         # Few at a time: a decoded picture takes up to 150 MB.
         self._decoders = anyio.CapacityLimiter(2)
+        self._held: WeakValueDictionary[int, Image.Image] = WeakValueDictionary()
         self._tokenizing = threading.Lock()
 
     @property
@@ -108,6 +112,7 @@ class Service:
 
         Raises:
             ValueError: a sentence for its sender.
+            BusyError: the pictures of others leave no room for these.
         """
         sources = [image for turn in turns for image in turn.images]
         ids = await anyio.to_thread.run_sync(self._tokenize, turns, len(sources))
@@ -134,6 +139,7 @@ class Service:
 
         Raises:
             ImageRefusedError: it is not taken.
+            BusyError: there is no room for it.
         """
         if isinstance(source, Image.Image):
             return source
@@ -141,7 +147,11 @@ class Service:
             if self.fetch is None:
                 raise ImageRefusedError("Images are taken as data: URLs only; this server reads no others.")
             source = await self.fetch(source)
-        return await anyio.to_thread.run_sync(_decode, source, limiter=self._decoders)
+        picture = await anyio.to_thread.run_sync(_decode, source, limiter=self._decoders)
+        self._held[id(picture)] = picture
+        if sum(3 * held.width * held.height for held in self._held.values()) > HELD_BYTES:
+            raise BusyError
+        return picture
 
     def new_tokens(self, prompt: Prompt, asked: int | None) -> int:
         """How long an answer may be.
@@ -163,8 +173,11 @@ class Service:
         """One answer for each decoding.
 
         Raises:
+            ValueError: more than this server ever takes.
             BusyError, ClosingError: see `Scheduler.submit`.
         """
+        if len(decodings) > self.scheduler.max_answers:
+            raise ValueError(f"{len(decodings)} answers are asked for; this server takes {self.scheduler.max_answers}.")
         answers = Answers(len(decodings))
         watch = self.metrics.watch(len(prompt.ids))
         for choice, decoding in enumerate(decodings):

@@ -1,6 +1,7 @@
 """The page at `/`: a conversation with pictures, and beside it which experts answered."""
 
 import hmac
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from gradio.themes import Default
 from PIL import Image
 
 from moe_llava.generate.engine import Decoding
-from moe_llava.serve.picture import CSS, answer_loads, as_seen, legend, loads, overlay
+from moe_llava.serve.picture import CSS, as_seen, legend, loads, overlay
 from moe_llava.serve.routes import ImageRoutes, TokenRoute
 from moe_llava.serve.scheduler import BusyError, ClosingError
 from moe_llava.serve.service import Service, Turn
@@ -47,8 +48,8 @@ class Page:
 
     async def answer(
         self, said: Said, temperature: float, length: int, layer: int
-    ) -> AsyncIterator[tuple[Said, Routes | None, str]]:
-        """The conversation and the panel, while the answer grows. Being cancelled gives its place free."""
+    ) -> AsyncIterator[tuple[Said, Routes | None, Any, Any]]:
+        """The conversation, loads and pictures, while the answer grows. Being cancelled gives its place free."""
         if not said or said[-1]["role"] != "user":
             raise gr.Error("Ask something first.")
         try:
@@ -60,7 +61,10 @@ class Page:
         except ClosingError:
             raise gr.Error("The server is stopping.") from None
         except ValueError as error:
-            raise gr.Error(str(error)) from None
+            gr.Warning(str(error))
+            # Out of the conversation with it, or every later question would be refused too.
+            yield _without_last_question(said), None, *self.panel(None, layer)
+            return
         routes = Routes([as_seen(self._service.engine.processor, image) for image in prompt.images])  # type: ignore[arg-type]
         text = ""
         with answers:
@@ -70,30 +74,44 @@ class Page:
                 text += piece.text
                 routes.images = piece.images or routes.images
                 routes.tokens += piece.routes
-                panel = self.panel(routes, layer)
-                yield [*said, {"role": "assistant", "content": text or "…"}], routes, panel
+                # The pictures are sent once: they are large, and do not change while the answer grows.
+                pictures = self.pictures(routes, layer) if piece.images is not None else gr.skip()
+                yield [*said, {"role": "assistant", "content": text or "…"}], routes, self.loads(routes), pictures
 
-    def panel(self, routes: Routes | None, layer: int) -> str:
-        """Loads and overlays of one answer; the slider counts the sparse layers."""
+    def panel(self, routes: Routes | None, layer: int) -> tuple[str, str]:
+        """Loads and pictures of an answer, or of none."""
+        return self.loads(routes), self.pictures(routes, layer)
+
+    def loads(self, routes: Routes | None) -> str:
+        """How many tokens and patches each expert got."""
         if not self.layers:
             return "<p>The model is dense: one network answers everything.</p>"
         if routes is None:
             return "<p>Ask about a picture to see which experts answer.</p>"
-        at = min(int(layer), len(self.layers) - 1)
-        html = answer_loads(routes.tokens, self.layers, self._num_experts)
         patches = [patch for image in routes.images for patch in image.experts]
-        html += loads("Patches of the pictures", patches, self.layers, self._num_experts)
-        if routes.images:
-            html += f"<h4>Who saw what, in layer {self.layers[at]}</h4>"
-            html += "".join(
-                overlay(seen, image, at) for seen, image in zip(routes.pictures, routes.images, strict=True)
-            )
-        return legend(self._num_experts) + html
+        return (
+            legend(self._num_experts)
+            + loads("Tokens of the answer", [token.experts for token in routes.tokens], self.layers, self._num_experts)
+            + loads("Patches of the pictures", patches, self.layers, self._num_experts)
+        )
+
+    def pictures(self, routes: Routes | None, layer: int) -> str:
+        """The pictures, each patch in the colour of its expert in the sparse layer next to `layer`."""
+        if routes is None or not routes.images:
+            return ""
+        at = min(range(len(self.layers)), key=lambda place: abs(self.layers[place] - layer))
+        seen = zip(routes.pictures, routes.images, strict=True)
+        return f"<h4>Who saw what, in layer {self.layers[at]}</h4>" + "".join(overlay(*one, at) for one in seen)
 
     @staticmethod
     def retry(said: Said) -> Said:
         """The conversation without its last answer."""
         return said[:-1] if said and said[-1]["role"] == "assistant" else said
+
+
+def _without_last_question(said: Said) -> Said:
+    answers = [at for at, message in enumerate(said) if message["role"] == "assistant"]
+    return said[: answers[-1] + 1] if answers else []
 
 
 def _turns(said: Said) -> list[Turn]:
@@ -118,18 +136,21 @@ def _turns(said: Said) -> list[Turn]:
 
 def build_page(service: Service) -> gr.Blocks:
     page = Page(service)
-    with gr.Blocks(title="moe-llava", analytics_enabled=False, fill_width=True) as blocks:
+    # What was uploaded is deleted after a day; looked for each hour.
+    with gr.Blocks(title="moe-llava", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
         gr.Markdown(f"### {service.name}: ask about pictures, see which experts answer")
         routes = gr.State(None)
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
-                chat = gr.Chatbot(label="Conversation", height=460, elem_id="chat", render_markdown=False)
+                chat = gr.Chatbot(
+                    label="Conversation", height=420, elem_id="chat", render_markdown=False, buttons=["copy"],
+                )  # fmt: skip
                 box = gr.MultimodalTextbox(
                     label="Question", placeholder="Ask; paste or add pictures", file_count="multiple",
                     file_types=["image"], sources=["upload"], elem_id="box", show_label=False,
                 )  # fmt: skip
                 with gr.Row():
-                    stop = gr.Button("Stop", elem_id="stop", variant="stop", min_width=80)
+                    stop = gr.Button("Stop", elem_id="stop", min_width=80)
                     again = gr.Button("Retry", elem_id="retry", min_width=80)
                     clear = gr.Button("Clear", elem_id="clear", min_width=80)
                 gr.Examples([[{"text": text, "files": []}] for text in EXAMPLES], box, label="Examples")
@@ -137,10 +158,16 @@ def build_page(service: Service) -> gr.Blocks:
                     temperature = gr.Slider(0, 2, 0, step=0.1, label="Temperature (0: the likeliest token)")
                     length = gr.Slider(1, min(512, service.context), min(512, service.context), step=1, label="Length")
             with gr.Column(scale=2, min_width=320):
-                last = max(1, len(page.layers) - 1)
-                layer = gr.Slider(0, last, 0, step=1, label="Sparse layer, by its number", elem_id="layer")
-                panel = gr.HTML(page.panel(None, 0), elem_id="panel")
-        seen = [chat, routes, panel]
+                counts = gr.HTML(page.loads(None), elem_id="loads")
+                layers = page.layers or [0]
+                gap = math.gcd(*(layer - layers[0] for layer in layers)) or 1
+                last = max(layers[-1], layers[0] + 1)  # Gradio takes no slider without a way to go
+                layer = gr.Slider(
+                    layers[0], last, layers[0], step=gap, label="Sparse layer shown on the pictures",
+                    elem_id="layer", visible=len(layers) > 1, buttons=[],
+                )  # fmt: skip
+                pictures = gr.HTML(elem_id="pictures")
+        seen = [chat, routes, counts, pictures]
         asked = box.submit(page.take, [box, chat], [box, chat], queue=False)
         answering = asked.success(page.answer, [chat, temperature, length, layer], seen)
         retrying = again.click(page.retry, chat, chat, queue=False).then(
@@ -149,8 +176,8 @@ def build_page(service: Service) -> gr.Blocks:
         stop.click(None, cancels=[answering, retrying])
         # First cancelled, then cleared: what an answer sends last must not arrive in the empty conversation.
         stopped = clear.click(None, cancels=[answering, retrying])
-        stopped.then(lambda: ([], None, page.panel(None, 0)), None, seen, queue=False)
-        layer.change(page.panel, [routes, layer], panel, queue=False, show_progress="hidden")
+        stopped.then(lambda: ([], None, *page.panel(None, 0)), None, seen, queue=False)
+        layer.change(page.pictures, [routes, layer], pictures, queue=False, show_progress="hidden")
     return blocks
 
 
