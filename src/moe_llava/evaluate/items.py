@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from moe_llava.evaluate.kept import keep, kept
+from moe_llava.evaluate.kept import keep, kept, writing
 from moe_llava.evaluate.processes import Processes
 from moe_llava.evaluate.scores.files import read_answers
 from moe_llava.generate.engine import Decoding, Engine, ImageSource, Request, place_images
@@ -167,8 +167,9 @@ class Journal:
             {"question_id": item.id, "prompt": item.prompt, "text": texts[index]} for index, item in enumerate(items)
         ]
         beside = self.path.with_name(f".{self.path.name}.writing")
-        beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        beside.replace(self.path)
+        with writing(self.path):
+            beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            beside.replace(self.path)
         for part in self._parts():
             part.unlink()
 

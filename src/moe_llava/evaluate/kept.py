@@ -2,15 +2,35 @@
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moe_llava.evaluate.scores.files import Row
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what to do where `path` cannot be written.
+
+    Raises:
+        ValueError: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}); what was answered before is kept: mend that, run again"
+        ) from error
+
+
 def keep(path: Path, row: Row) -> None:
-    """Append one line, which has left this process when the call returns."""
-    with path.open("ab+") as file:
+    """Append one line, which has left this process when the call returns.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    with writing(path), path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
