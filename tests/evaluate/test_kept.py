@@ -18,7 +18,5 @@ def test_a_cut_off_line_is_passed_over_and_what_follows_stands_on_its_own(tmp_pa
 
 
 def test_what_cannot_be_written_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"a.jsonl cannot be written \(No such file.*is kept: mend that, run again"
-    ):
+    with pytest.raises(ValueError, match=r"a.jsonl cannot be written \(No such file.*is kept: mend that, run again"):
         keep(tmp_path / "away" / "a.jsonl", {})
