@@ -123,12 +123,21 @@ def test_limits_and_faults_are_waited_for_and_a_stopped_grading_goes_on(serve: C
     broken = serve(lambda request, number: "0.5" if number == 1 else 401)
     with pytest.raises(ValueError, match="does not answer .*answers so far are kept, run again"):
         grade("mmvet", *mmvet, Judge(broken.url, "other", workers=1))
+    with answers_kept(mmvet[0]).open("a") as file:
+        file.write('{"key": "cut off')
     mended = serve(lambda request, number: "0.5")
+    grade("mmvet", *mmvet, Judge(mended.url, "other", workers=1))
+    assert len(mended.requests) == 2
     grade("mmvet", *mmvet, Judge(mended.url, "other", workers=1))
     assert len(mended.requests) == 2
 
 
-def test_llava_bench_is_reviewed_by_its_own_rules(serve: Callable, tmp_path: Path) -> None:
+def answers_kept(predictions: Path) -> Path:
+    return predictions.with_name("judge.jsonl")
+
+
+@pytest.mark.parametrize("caption", [["A cat.", "On a mat."], "A cat.\nOn a mat."])
+def test_llava_bench_is_reviewed_by_its_own_rules(serve: Callable, tmp_path: Path, caption: Any) -> None:
     data, answers = tmp_path / "bench", tmp_path / "out" / "predictions.jsonl"
     data.mkdir()
     answers.parent.mkdir()
@@ -141,7 +150,7 @@ def test_llava_bench_is_reviewed_by_its_own_rules(serve: Callable, tmp_path: Pat
         data / "questions.jsonl",
         [{"question_id": n, "image": "1.jpg", "text": f"Q{n}?", "category": "conv"} for n in ids],
     )
-    lines(data / "context.jsonl", [{"image": "1.jpg", "caption": ["A cat.", "On a mat."]}])
+    lines(data / "context.jsonl", [{"image": "1.jpg", "caption": caption}])
     lines(data / "answers_gpt4.jsonl", [{"question_id": n, "text": f"reference {n}"} for n in ids])
     (data / "rule.json").write_text(json.dumps({"llava_bench_conv": {"role": "Assistant", "prompt": "Be fair."}}))
     lines(answers, [{"question_id": n, "text": f"ours {n}"} for n in ids])

@@ -116,6 +116,19 @@ def test_a_limit_gives_answers_and_no_score(checkpoint: Path, pope: Path, tmp_pa
     assert len(read_lines(tmp_path / "out" / "pope" / "predictions.jsonl")) == 5
 
 
+def test_what_a_server_scores_is_written_and_said_so(checkpoint: Path, tiny: Tiny, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "vizwiz"
+    shutil.copytree(tiny.folder / "images", folder / "test")
+    rows = [{"question_id": n, "image": f"{colour}.png", "text": "What?"} for n, colour in enumerate(COLOURS)]
+    write_lines(folder / "llava_test.jsonl", rows)
+    (folder / "val.json").write_text("[]")
+    settings = Settings(max_new_tokens=2)
+    outcome = evaluate(checkpoint, tmp_path / "out", settings, benchmarks="vizwiz", data=tmp_path / "data")[0]
+    assert outcome.scores["figure"] is None and "not public: submit upload.json" in outcome.scores["note"]
+    upload = json.loads((tmp_path / "out" / "vizwiz" / outcome.scores["upload"]).read_text())
+    assert [row["image"] for row in upload] == [row["image"] for row in rows]
+
+
 @pytest.mark.parametrize("torn", [True, False])
 def test_a_stopped_evaluation_goes_on_where_it_was(
     checkpoint: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bool
@@ -187,6 +200,11 @@ def test_what_is_missing_is_told_before_anything_is_asked(checkpoint: Path, pope
         ask("pope,gqa")
     with pytest.raises(ValueError, match="both --judge-url and --judge-model"):
         ask("pope", judge_url="http://localhost")
+    labels = pope / "pope" / "coco" / "coco_pope_popular.json"
+    labels.rename(labels.with_suffix(".away"))
+    with pytest.raises(ValueError, match=r"holds none of coco/coco_pope_popular.json"):
+        ask("pope")
+    labels.with_suffix(".away").rename(labels)
     (pope / "pope" / "val2014" / "red.png").unlink()
     with pytest.raises(ValueError, match=r"red.png does not exist; put the benchmark's images into"):
         ask("pope")

@@ -85,7 +85,7 @@ def test_mmbench_without_answers_points_to_the_upload(stand_in: Tiny, write: Wri
     data, rows = stand_in("mmbench")
     table = data / "mmbench_dev_20230712.tsv"
     table.write_text(table.read_text(encoding="utf-8").replace("answer", "unknown"), encoding="utf-8")
-    with pytest.raises(ValueError, match="has no answers; write the upload instead"):
+    with pytest.raises(ValueError, match="has no answers; write the file for the server"):
         score("mmbench", write("answers.jsonl", rows), data)
 
 

@@ -1,11 +1,14 @@
 """The scoring rules where a difference would go unnoticed, on invented answers."""
 
+import ast
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moe_llava.evaluate import scores
 from moe_llava.evaluate.scores import SCORERS, score
 from moe_llava.evaluate.scores.mme import read_yes_no
 from moe_llava.evaluate.scores.normalize import CONTRACTIONS, normalize_evalai, normalize_vqa
@@ -53,6 +56,15 @@ def test_a_report_prints_as_aligned_columns(stand_in: Tiny, write: Write) -> Non
 
 def test_every_benchmark_has_a_scorer() -> None:
     assert set(SCORERS) == {*FLAWLESS, "mmvet"}
+
+
+def test_the_rules_need_nothing_but_the_standard_library() -> None:
+    files = list(Path(scores.__file__).parent.glob("*.py"))
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    others = [name for name in names if not name.startswith("moe_llava.evaluate.scores")]
+    assert len(files) > 15 and others and {name.split(".")[0] for name in others} <= sys.stdlib_module_names
 
 
 def test_mmvet_grades(stand_in: Tiny, write: Write) -> None:

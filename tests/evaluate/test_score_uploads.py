@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from moe_llava.cli import main
 from moe_llava.evaluate.scores import WRITERS, write_upload
 
 Write = Callable[..., Path]
@@ -103,6 +104,15 @@ def test_missing_and_doubled_answers_are_not_uploaded(stand_in: Tiny, write: Wri
     with pytest.raises(ValueError, match="more than once"):
         write_upload(name, write("doubled.jsonl", [*rows, rows[0]]), data, out)
     assert not out.exists()
+
+
+def test_from_the_shell(stand_in: Tiny, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data, rows = stand_in("vizwiz")
+    out = tmp_path / "upload.json"
+    arguments = ["vizwiz", "--predictions", str(write("answers.jsonl", rows)), "--data", str(data)]
+    assert main(["score", *arguments, "--upload", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"upload": str(out)}
+    assert json.loads(out.read_text())[0] == {"image": "red.jpg", "answer": "red"}
 
 
 def test_names_without_an_upload_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from moe_llava.cli.verbs import Verbs, console
 
 def add_to(verbs: Verbs) -> None:
     command = verbs.add("eval", run_eval, "Ask a model benchmarks or your own questions; score; compare two runs.")
-    command.add_argument("model", nargs="?", help="folder of a checkpoint")
+    command.add_argument("model", nargs="?", help="folder of a checkpoint, or a hub id")
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--benchmark", help="comma-separated names, such as pope,mme")
     what.add_argument("--questions", help="your own: JSONL of id, question, answer, image")
@@ -34,6 +34,7 @@ def add_to(verbs: Verbs) -> None:
     command.add_argument("name")
     command.add_argument("--predictions", required=True)
     command.add_argument("--data", required=True, help="folder in the benchmark's official layout")
+    command.add_argument("--upload", metavar="OUT", help="write the file for its server or official tool; no score")
     command.add_argument("--json", action="store_true")
 
 
@@ -76,7 +77,7 @@ def run_eval(options: argparse.Namespace) -> int | None:
         if outcomes:
             print(json.dumps({outcome.scores["benchmark"]: outcome.scores for outcome in outcomes}, indent=2))
     elif outcomes:
-        show(outcomes, Path(options.model), console)
+        show(outcomes, options.model, console)
     return None
 
 
@@ -96,8 +97,12 @@ def run_compare(options: argparse.Namespace) -> int | None:
 
 
 def run_score(options: argparse.Namespace) -> int | None:
-    from moe_llava.evaluate.scores import score
+    from moe_llava.evaluate.scores import score, write_upload
 
+    if options.upload:
+        write_upload(options.name, Path(options.predictions), Path(options.data), Path(options.upload))
+        console.print(json.dumps({"upload": options.upload}) if options.json else options.upload, markup=False)
+        return None
     report = score(options.name, Path(options.predictions), Path(options.data))
     if options.json:
         print(json.dumps(report.figures, indent=2))

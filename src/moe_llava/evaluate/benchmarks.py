@@ -6,23 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moe_llava.evaluate import readers
-from moe_llava.evaluate.items import Item
+from moe_llava.evaluate.readers import Asked
 
 Preprocessing = Literal["model", "crop"]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The questions of one benchmark's folder.
-
-    Attributes:
-        split: which of the benchmark's splits they are.
-        scored: whether the truth is public, so that a score can be computed here; else there is a file to upload.
-    """
-
-    split: str
-    items: list[Item]
-    scored: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,6 +26,7 @@ class Benchmark:
         figure: the scorer's figures -> the one of the table.
         judged: whether a judge model must grade the answers first.
         upload: name of the file for the benchmark's server or official tool, if there is one.
+        uploads_public: whether that file is written of a split whose truth is public, too.
     """
 
     name: str
@@ -52,6 +39,7 @@ class Benchmark:
     preprocessing: Preprocessing = "model"
     judged: bool = False
     upload: str | None = None
+    uploads_public: bool = True
 
     def folder(self, data: Path) -> Path:
         """The benchmark's folder: one of `folders` inside `data`, or `data` itself.
@@ -63,13 +51,13 @@ class Benchmark:
             raise ValueError(f"{data} is not a folder; give --data the folder with the benchmarks' own files")
         return next((data / name for name in self.folders if (data / name).is_dir()), data)
 
+    def uploads(self, asked: Asked) -> bool:
+        """Whether answers to these questions are handed in as a file."""
+        return self.upload is not None and (self.uploads_public or not asked.scored)
+
 
 def _accuracy(figures: Mapping[str, Any]) -> float:
     return figures["accuracy"]
-
-
-def _asked(read: Callable[[Path], tuple[str, list[Item], bool]]) -> Callable[[Path], Asked]:
-    return lambda folder: Asked(*read(folder))
 
 
 _ALL = (
@@ -77,26 +65,28 @@ _ALL = (
         "vqav2",
         "VQAv2",
         ("vqav2",),
-        _asked(readers.vqav2),
+        readers.vqav2,
         "vqaEval.py, answers normalised for upload first",
         _accuracy,
         upload="upload.json",
+        uploads_public=False,
     ),
-    Benchmark("gqa", "GQA", ("gqa",), _asked(readers.gqa), "eval.py, string equality", _accuracy, upload="upload.json"),
+    Benchmark("gqa", "GQA", ("gqa",), readers.gqa, "eval.py, string equality", _accuracy, upload="upload.json"),
     Benchmark(
         "vizwiz",
         "VizWiz",
         ("vizwiz",),
-        _asked(readers.vizwiz),
+        readers.vizwiz,
         "VizWiz VQA accuracy, answers normalised for upload first",
         _accuracy,
         upload="upload.json",
+        uploads_public=False,
     ),
     Benchmark(
         "scienceqa",
         "SQA-IMG",
         ("scienceqa",),
-        _asked(readers.scienceqa),
+        readers.scienceqa,
         "eval_science_qa.py, questions with an image",
         lambda figures: figures["image_accuracy"],
         max_new_tokens=1024,
@@ -106,7 +96,7 @@ _ALL = (
         "textvqa",
         "T-VQA",
         ("textvqa",),
-        _asked(readers.textvqa),
+        readers.textvqa,
         "m4c TextVQAAccuracyEvaluator, prompts with OCR tokens",
         _accuracy,
     ),
@@ -114,7 +104,7 @@ _ALL = (
         "pope",
         "POPE",
         ("pope",),
-        _asked(readers.pope),
+        readers.pope,
         "eval_pope.py, mean F1 of the three sets",
         lambda figures: figures["f1"],
     ),
@@ -122,7 +112,7 @@ _ALL = (
         "mme",
         "MME",
         ("MME", "mme"),
-        _asked(readers.mme),
+        readers.mme,
         "calculation.py, perception",
         lambda figures: figures["perception"],
         upload="upload",
@@ -131,7 +121,7 @@ _ALL = (
         "mmbench",
         "MM-Bench",
         ("mmbench",),
-        _asked(readers.mmbench),
+        readers.mmbench,
         "VLMEvalKit circular, exact matching",
         lambda figures: figures["circular"],
         max_new_tokens=1024,
@@ -141,7 +131,7 @@ _ALL = (
         "mmbench_cn",
         "MM-Bench-CN",
         ("mmbench_cn", "mmbench"),
-        _asked(readers.mmbench_cn),
+        readers.mmbench_cn,
         "VLMEvalKit circular, exact matching",
         lambda figures: figures["circular"],
         max_new_tokens=1024,
@@ -151,7 +141,7 @@ _ALL = (
         "mmvet",
         "MM-Vet",
         ("mm-vet", "mmvet"),
-        _asked(readers.mmvet),
+        readers.mmvet,
         "mm-vet_evaluator",
         lambda figures: figures["total"],
         max_new_tokens=1024,
@@ -163,7 +153,7 @@ _ALL = (
         "seed",
         "SEED",
         ("seed_bench", "seed"),
-        _asked(readers.seed),
+        readers.seed,
         "convert_seed_for_submission.py",
         _accuracy,
         upload="upload.jsonl",
@@ -172,7 +162,7 @@ _ALL = (
         "llava_bench",
         "LLaVA-W",
         ("llava-bench-in-the-wild", "llava_bench"),
-        _asked(readers.llava_bench),
+        readers.llava_bench,
         "summarize_gpt_review.py",
         lambda figures: figures["relative"],
         max_new_tokens=1024,
@@ -183,7 +173,7 @@ _ALL = (
         "easy_vqa",
         "easy-VQA",
         ("easy_vqa",),
-        _asked(readers.easy_vqa),
+        readers.easy_vqa,
         "exact match",
         _accuracy,
         max_new_tokens=16,
@@ -192,7 +182,7 @@ _ALL = (
         "emoji_pope",
         "emoji-POPE",
         ("emoji_pope",),
-        _asked(readers.pope),
+        readers.pope,
         "eval_pope.py, mean F1 of the three sets",
         lambda figures: figures["f1"],
         max_new_tokens=16,

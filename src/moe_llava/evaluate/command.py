@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from moe_llava.checkpoint.folder import read_config
+from moe_llava.checkpoint.published import local_checkpoint
 from moe_llava.evaluate import table
 from moe_llava.evaluate.benchmarks import Preprocessing, find
 from moe_llava.evaluate.judge import Judge
@@ -84,13 +85,13 @@ def evaluate(
     results = [run(task, opened, folder, processes, batch_size=settings.batch_size) for task, folder in tasks]
     outcomes = [result for result in results if result]
     if benchmarks is not None and outcomes:
-        (out / "table.md").write_text(table.markdown([line_of(outcomes, Path(model))]), encoding="utf-8")
+        (out / "table.md").write_text(table.markdown([line_of(outcomes, model)]), encoding="utf-8")
     return outcomes
 
 
-def line_of(outcomes: Sequence[Outcome], model: Path) -> table.Line:
+def line_of(outcomes: Sequence[Outcome], model: str | Path) -> table.Line:
     """Our row of the published table."""
-    activated = account(read_config(model)).activated
+    activated = account(read_config(local_checkpoint(model))).activated
     size = f"{activated / 1e9:.1f}B" if activated >= 5e7 else f"{activated / 1e6:.1f}M"
     figures = {
         outcome.scores["benchmark"]: outcome.scores["figure"]
@@ -100,7 +101,7 @@ def line_of(outcomes: Sequence[Outcome], model: Path) -> table.Line:
     return table.Line(str(model), size, figures)
 
 
-def show(outcomes: Sequence[Outcome], model: Path, console: Console) -> None:
+def show(outcomes: Sequence[Outcome], model: str | Path, console: Console) -> None:
     """Each scorer's own table, where every figure comes from, and the published table if a column of it was run."""
     for outcome in outcomes:
         if outcome.report:

@@ -3,13 +3,13 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from moe_llava.evaluate.kept import keep, kept, writing
 from moe_llava.evaluate.processes import Processes
 from moe_llava.evaluate.scores.files import read_answers
 from moe_llava.generate.engine import Decoding, Engine, ImageSource, Request, place_images
@@ -97,9 +97,9 @@ def _answer(
     bar = tqdm(total=len(waiting), desc=title, unit="question", disable=not processes.is_first, smoothing=0)
     started = time.perf_counter()
     try:
-        with bar, journal.writer(processes.rank) as write:
+        with bar:
             for at, text in engine.answers(requests, decoding, batch_size=batch_size):
-                write(waiting[at], text)
+                journal.keep(processes.rank, waiting[at], text)
                 bar.update()
     finally:
         if processes.is_first:
@@ -152,19 +152,13 @@ class Journal:
     def add_seconds(self, seconds: float) -> None:
         write_json(self._header, {"settings": self.settings, "seconds": round(self.seconds + seconds, 3)})
 
-    def read(self) -> dict[int, str]:
-        """Answers so far, by position; a line that was cut off by a crash is asked again."""
-        found: dict[int, str] = {}
-        for part in self._parts():
-            for line in part.read_text(encoding="utf-8").split("\n"):
-                with suppress(json.JSONDecodeError):
-                    row = json.loads(line)
-                    found[row["at"]] = row["text"]
-        return found
+    def keep(self, rank: int, at: int, text: str) -> None:
+        """Add an answer of one process."""
+        keep(self.path.with_name(f"{self.path.stem}.part{rank}.jsonl"), {"at": at, "text": text})
 
-    def writer(self, rank: int) -> "JournalWriter":
-        """Opens this process's part."""
-        return JournalWriter(self.path.with_name(f"{self.path.stem}.part{rank}.jsonl"))
+    def read(self) -> dict[int, str]:
+        """Answers so far, by position."""
+        return {row["at"]: row["text"] for part in self._parts() for row in kept(part)}
 
     def finish(self, items: Sequence[Item]) -> None:
         """Write the answer file and remove the parts."""
@@ -173,31 +167,11 @@ class Journal:
             {"question_id": item.id, "prompt": item.prompt, "text": texts[index]} for index, item in enumerate(items)
         ]
         beside = self.path.with_name(f".{self.path.name}.writing")
-        beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        beside.replace(self.path)
+        with writing(self.path):
+            beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            beside.replace(self.path)
         for part in self._parts():
             part.unlink()
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.stem}.part*.jsonl"))
-
-
-class JournalWriter:
-    """Appends answers, each on disk before the next."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Callable[[int, str], None]:
-        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-        self._file = self.path.open("a", encoding="utf-8")
-        if torn:
-            self._file.write("\n")
-        return self._write
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def _write(self, at: int, text: str) -> None:
-        self._file.write(json.dumps({"at": at, "text": text}) + "\n")
-        self._file.flush()

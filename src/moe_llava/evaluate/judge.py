@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from moe_llava.evaluate.kept import keep, kept
 from moe_llava.evaluate.scores.files import Row, locate, read_answers, read_json, read_jsonl
 from moe_llava.evaluate.scores.ids import check_ids
 
@@ -20,6 +21,8 @@ KEY_VARIABLE = "MOE_LLAVA_JUDGE_KEY"
 CACHE = "judge.jsonl"
 TRIES = 5
 MMVET_PROMPT = "mm-vet_evaluator.py"
+# What the judge needs besides the questions, all of it official.
+NEEDS = {"mmvet": (MMVET_PROMPT,), "llava_bench": ("context.jsonl", "answers_gpt4.jsonl", "rule.json")}
 MMVET_NUDGE = "\nPredict the correctness of the answer (digit): "
 REVIEWER = "You are a helpful and precise assistant for checking the quality of the answer."
 
@@ -83,8 +86,7 @@ class Remembered:
         self.judge = judge
         self._cache = cache
         self._lock = Lock()
-        rows = read_jsonl(cache, "key", "answer") if cache.exists() and cache.stat().st_size else []
-        self._known = {row["key"]: row["answer"] for row in rows}
+        self._known = {row["key"]: row["answer"] for row in kept(cache)}
 
     def ask(self, messages: list[dict[str, str]], *, temperature: float, max_tokens: int, attempt: str) -> str:
         """As `Judge.ask`; `attempt` tells repetitions of one question apart."""
@@ -92,8 +94,8 @@ class Remembered:
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         if key not in self._known:
             answer = self.judge.ask(messages, temperature=temperature, max_tokens=max_tokens)
-            with self._lock, self._cache.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "answer": answer}) + "\n")
+            with self._lock:
+                keep(self._cache, {"key": key, "answer": answer})
                 self._known[key] = answer
         return self._known[key]
 
@@ -195,7 +197,8 @@ def _review_llava_bench(predictions: Path, data: Path, judge: Remembered) -> Pat
 def _review_prompt(row: Row, caption: Any, rule: Row, reference: str, texts: dict[Any, str]) -> str:
     """The layout of LLaVA's eval_gpt_review_bench.py: context, question, both answers, the rule."""
     role = rule["role"]
-    parts = [("Context", "\n".join(caption)), ("Question", row["text"])]
+    context = caption if isinstance(caption, str) else "\n".join(caption)
+    parts = [("Context", context), ("Question", row["text"])]
     answers = [(f"{role} {n}", text) for n, text in enumerate((reference, texts[row["question_id"]]), start=1)]
     head = "".join(f"[{title}]\n{text}\n\n" for title, text in parts)
     body = "".join(f"[{title}]\n{text}\n\n[End of {title}]\n\n" for title, text in answers)

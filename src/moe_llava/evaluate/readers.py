@@ -1,21 +1,25 @@
 """Benchmark folders in the official layout -> questions with the prompts of LLaVA's and MoE-LLaVA's scripts.
 
-Each reader returns (split, questions, whether the truth is public). Images are looked up but not opened.
+Images are looked up but not opened.
 """
 
 import base64
 import binascii
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moe_llava.evaluate.items import Item
 from moe_llava.evaluate.scores import gqa as gqa_files
 from moe_llava.evaluate.scores import mmbench as mmbench_files
+from moe_llava.evaluate.scores import mme as mme_files
+from moe_llava.evaluate.scores import mmvet as mmvet_files
+from moe_llava.evaluate.scores import pope as pope_files
+from moe_llava.evaluate.scores import seed as seed_files
+from moe_llava.evaluate.scores import textvqa as textvqa_files
 from moe_llava.evaluate.scores import vizwiz as vizwiz_files
 from moe_llava.evaluate.scores import vqav2 as vqav2_files
 from moe_llava.evaluate.scores.files import locate, read_json, read_jsonl
-
-Read = tuple[str, list[Item], bool]
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -28,42 +32,62 @@ MMBENCH_OPTIONS = "ABCD"
 REFERENCE_LENGTH = 64
 
 
-def vqav2(folder: Path) -> Read:
+@dataclass(frozen=True)
+class Asked:
+    """The questions of one benchmark's folder.
+
+    Attributes:
+        split: which of the benchmark's splits they are.
+        needs: files without which the answers can be neither scored nor handed in, each under the names it may have.
+        scored: whether the truth is public, so that a score can be computed here; else there is a file to upload.
+    """
+
+    split: str
+    items: list[Item]
+    needs: tuple[tuple[str, ...], ...] = ()
+    scored: bool = True
+
+
+def vqav2(folder: Path) -> Asked:
     """test-dev as LLaVA asks it, or val2014, whose annotations are public."""
     if (folder / vqav2_files.TEST_DEV_QUESTIONS).exists():
-        return "test-dev2015", _llava(folder, vqav2_files.TEST_DEV_QUESTIONS, "test2015"), False
+        items = _llava(folder, vqav2_files.TEST_DEV_QUESTIONS, "test2015")
+        return Asked("test-dev2015", items, ((vqav2_files.TEST_QUESTIONS,),), scored=False)
     rows = read_json(locate(folder, VQAV2_VAL, vqav2_files.TEST_DEV_QUESTIONS))["questions"]
     images = Images(folder, "val2014")
     named = ((row, images.find(f"COCO_val2014_{row['image_id']:012d}.jpg")) for row in rows)
-    return "val2014", [Item(row["question_id"], row["question"] + SHORT, image) for row, image in named], True
+    items = [Item(row["question_id"], row["question"] + SHORT, image) for row, image in named]
+    return Asked("val2014", items, ((vqav2_files.ANNOTATIONS,),))
 
 
-def gqa(folder: Path) -> Read:
+def gqa(folder: Path) -> Asked:
     """testdev-balanced; without LLaVA's question file, from the official one."""
     images = Images(folder, "data/images", "images")
     if (folder / GQA_FILE).exists():
-        return "testdev-balanced", _items(folder / GQA_FILE, images), True
-    questions: dict[str, Any] = read_json(locate(folder, *gqa_files.QUESTIONS, GQA_FILE))
-    balanced = {key: row for key, row in questions.items() if row["isBalanced"]}
-    return (
-        "testdev-balanced",
-        [Item(key, row["question"] + SHORT, images.find(f"{row['imageId']}.jpg")) for key, row in balanced.items()],
-        True,
-    )
+        items = _items(folder / GQA_FILE, images)
+    else:
+        questions: dict[str, Any] = read_json(locate(folder, *gqa_files.QUESTIONS, GQA_FILE))
+        balanced = {key: row for key, row in questions.items() if row["isBalanced"]}
+        items = [
+            Item(key, row["question"] + SHORT, images.find(f"{row['imageId']}.jpg")) for key, row in balanced.items()
+        ]
+    return Asked("testdev-balanced", items, (gqa_files.QUESTIONS,))
 
 
-def vizwiz(folder: Path) -> Read:
+def vizwiz(folder: Path) -> Asked:
     """test as LLaVA asks it, or val, whose answers are public."""
     if (folder / vizwiz_files.TEST_QUESTIONS).exists():
-        return "test", _llava(folder, vizwiz_files.TEST_QUESTIONS, "test"), False
+        return Asked("test", _llava(folder, vizwiz_files.TEST_QUESTIONS, "test"), scored=False)
+    needs = ((vizwiz_files.ANNOTATIONS,),)
     if (folder / vizwiz_files.VAL_QUESTIONS).exists():
-        return "val", _llava(folder, vizwiz_files.VAL_QUESTIONS, "val"), True
+        return Asked("val", _llava(folder, vizwiz_files.VAL_QUESTIONS, "val"), needs)
     rows = read_json(locate(folder, vizwiz_files.ANNOTATIONS, vizwiz_files.TEST_QUESTIONS))
     images = Images(folder, "val")
-    return "val", [Item(row["image"], row["question"] + UNANSWERABLE, images.find(row["image"])) for row in rows], True
+    items = [Item(row["image"], row["question"] + UNANSWERABLE, images.find(row["image"])) for row in rows]
+    return Asked("val", items, needs)
 
 
-def scienceqa(folder: Path) -> Read:
+def scienceqa(folder: Path) -> Asked:
     """test, with and without images, "answer with the letter" (LLaVA's --single-pred-prompt)."""
     images = Images(folder, "images/test", "test")
     items = []
@@ -71,53 +95,56 @@ def scienceqa(folder: Path) -> Read:
         text = row["conversations"][0]["value"].replace("<image>", "").strip() + LETTER
         image = images.find(row["image"]) if "image" in row else None
         items.append(Item(row["id"], f"<image>\n{text}" if image else text, image))
-    return "test", items, True
+    return Asked("test", items, (("problems.json",), ("pid_splits.json",)))
 
 
-def textvqa(folder: Path) -> Read:
+def textvqa(folder: Path) -> Asked:
     """val v0.5.1 with OCR tokens in the prompt; ids are those of images."""
-    return "val", _llava(folder, "llava_textvqa_val_v051_ocr.jsonl", "train_images"), True
+    items = _llava(folder, "llava_textvqa_val_v051_ocr.jsonl", "train_images")
+    return Asked("val", items, ((textvqa_files.ANNOTATIONS,),))
 
 
-def pope(folder: Path) -> Read:
+def pope(folder: Path) -> Asked:
     """All three sets."""
-    return "test", _llava(folder, "llava_pope_test.jsonl", "val2014"), True
+    labels = tuple((pope_files.label_file(name),) for name in pope_files.SETS)
+    return Asked("test", _llava(folder, pope_files.QUESTIONS, "val2014"), labels)
 
 
-def mme(folder: Path) -> Read:
+def mme(folder: Path) -> Asked:
     """All fourteen sub-tasks; ids are paths of images, two questions each."""
-    return "test", _llava(folder, "llava_mme.jsonl", "MME_Benchmark_release_version"), True
+    truths = (str(mme_files.TEMPLATES), str(mme_files.IMAGES))
+    return Asked("test", _llava(folder, "llava_mme.jsonl", "MME_Benchmark_release_version"), (truths,))
 
 
-def mmvet(folder: Path) -> Read:
-    return "v1", _llava(folder, "llava-mm-vet.jsonl", "images"), True
+def mmvet(folder: Path) -> Asked:
+    return Asked("v1", _llava(folder, "llava-mm-vet.jsonl", "images"), ((mmvet_files.QUESTIONS,),))
 
 
-def seed(folder: Path) -> Read:
+def seed(folder: Path) -> Asked:
     """Images, and videos as the one frame that LLaVA cuts out of each."""
-    return "images and videos", _llava(folder, "llava-seed-bench.jsonl", "."), True
+    return Asked("images and videos", _llava(folder, "llava-seed-bench.jsonl", "."), ((seed_files.QUESTIONS,),))
 
 
-def llava_bench(folder: Path) -> Read:
-    return "in the wild", _llava(folder, "questions.jsonl", "images"), True
+def llava_bench(folder: Path) -> Asked:
+    return Asked("in the wild", _llava(folder, "questions.jsonl", "images"))
 
 
-def easy_vqa(folder: Path) -> Read:
+def easy_vqa(folder: Path) -> Asked:
     """The demo's test questions, asked as they stand."""
     images = Images(folder)
     rows = read_jsonl(locate(folder, "test.jsonl"), "id", "image", "question", "answer")
-    return "test", [Item(row["id"], row["question"], images.find(row["image"])) for row in rows], True
+    return Asked("test", [Item(row["id"], row["question"], images.find(row["image"])) for row in rows])
 
 
-def mmbench(folder: Path) -> Read:
+def mmbench(folder: Path) -> Asked:
     return _mmbench(locate(folder, *mmbench_files.ENGLISH), LETTER)
 
 
-def mmbench_cn(folder: Path) -> Read:
+def mmbench_cn(folder: Path) -> Asked:
     return _mmbench(locate(folder, *mmbench_files.CHINESE), LETTER_CN)
 
 
-def _mmbench(source: Path, instruction: str) -> Read:
+def _mmbench(source: Path, instruction: str) -> Asked:
     """Every rotation of every question; the answer file records the prompt without the instruction, as the original."""
     columns, table = mmbench_files.read_table(source)
     pictures: dict[str, bytes] = {}
@@ -134,7 +161,7 @@ def _mmbench(source: Path, instruction: str) -> Read:
         lines += [row["question"], *(f"{letter}. {text}" for letter, text in options[:until])]
         prompt = "\n".join(lines)
         items.append(Item(int(index), prompt, pictures[cell], asked=prompt + instruction))
-    return source.stem, items, "answer" in columns
+    return Asked(source.stem, items, scored="answer" in columns)
 
 
 def _decode(cell: str, place: str) -> bytes:

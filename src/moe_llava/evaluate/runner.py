@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from moe_llava.checkpoint.folder import load_processor
+from moe_llava.checkpoint.published import local_checkpoint
 from moe_llava.data.pixels import llava_pixels
 from moe_llava.data.template import TEMPLATES
 from moe_llava.evaluate import scores
 from moe_llava.evaluate.benchmarks import Benchmark, Preprocessing
 from moe_llava.evaluate.items import Item, answer_file
-from moe_llava.evaluate.judge import Judge, grade
+from moe_llava.evaluate.judge import NEEDS, Judge, grade
 from moe_llava.evaluate.processes import Processes
 from moe_llava.evaluate.questions import Question, accuracy, is_right
-from moe_llava.evaluate.scores.files import read_answers
+from moe_llava.evaluate.scores.files import locate, read_answers
 from moe_llava.evaluate.scores.report import ScoreReport
 from moe_llava.generate.engine import Decoding, Engine, ImageSource
 from moe_llava.train.folder import write_json
@@ -63,8 +64,9 @@ class Model:
     """A checkpoint, opened when something is to be asked."""
 
     def __init__(self, folder: str | Path, processes: Processes) -> None:
-        self.folder = Path(folder)
-        self.processor = load_processor(folder)
+        self.name = str(folder)
+        self.folder = local_checkpoint(folder)
+        self.processor = load_processor(self.folder)
         self._processes = processes
         self._engines: dict[str, Engine] = {}
 
@@ -110,8 +112,13 @@ def task_of_benchmark(
     folder = benchmark.folder(data)
     asked = benchmark.read(folder)
     items = asked.items[:limit]
+    whole = len(items) == len(asked.items)
+    judge = judge if benchmark.judged else None
+    if whole:
+        for names in (*asked.needs, *((name,) for name in NEEDS.get(benchmark.name, ()) if judge)):
+            locate(folder, *names)
     note = ""
-    if len(items) < len(asked.items):
+    if not whole:
         note = f"{len(items):,} of {len(asked.items):,} questions: the official score is of all"
     elif not asked.scored:
         note = f"the answers of {asked.split} are not public: submit {benchmark.upload}"
@@ -119,7 +126,7 @@ def task_of_benchmark(
         note = "a judge must grade the answers: give --judge-url and --judge-model"
 
     def score(predictions: Path) -> ScoreReport:
-        graded = grade(benchmark.name, predictions, folder, judge) if benchmark.judged and judge else predictions
+        graded = grade(benchmark.name, predictions, folder, judge) if judge else predictions
         return scores.score(benchmark.name, graded, folder)
 
     return Task(
@@ -129,8 +136,8 @@ def task_of_benchmark(
         max_new_tokens=max_new_tokens or benchmark.max_new_tokens,
         preprocessing=preprocessing or benchmark.preprocessing,
         facts={"split": asked.split, "scorer": benchmark.scorer, "data": str(folder)}
-        | ({"judge": judge.facts()} if benchmark.judged and judge else {})
-        | ({"upload": benchmark.upload} if benchmark.upload and len(items) == len(asked.items) else {}),
+        | ({"judge": judge.facts()} if judge else {})
+        | ({"upload": benchmark.upload} if whole and benchmark.uploads(asked) else {}),
         score=None if note else score,
         figure=benchmark.figure,
         note=note,
@@ -200,7 +207,7 @@ def answer_task(
 
 
 def run(task: Task, model: Model, out: Path, processes: Processes, *, batch_size: int = 256) -> Outcome | None:
-    """Answer a task's questions into `out/predictions.jsonl`, score them into `out/scores.json`.
+    """Answer a task's questions into `out/predictions.jsonl`, score them into `out/scores.json`, write the upload.
 
     What was answered before is not asked again. Of several processes, only the first has an outcome.
 
@@ -211,8 +218,6 @@ def run(task: Task, model: Model, out: Path, processes: Processes, *, batch_size
     _, seconds = answer_task(task, model, predictions, processes, batch_size=batch_size)
     if not processes.is_first:
         return None
-    if task.facts.get("upload"):
-        _write_upload(task, predictions, out / task.facts["upload"])
     report = task.score(predictions) if task.score else None
     result = {
         "benchmark": task.name,
@@ -221,7 +226,7 @@ def run(task: Task, model: Model, out: Path, processes: Processes, *, batch_size
         **task.facts,
         **({"note": task.note} if task.note else {}),
         "figures": report.figures if report else None,
-        "model": str(model.folder),
+        "model": model.name,
         "template": model.template(),
         "preprocessing": task.preprocessing,
         "max_new_tokens": task.max_new_tokens,
@@ -232,13 +237,9 @@ def run(task: Task, model: Model, out: Path, processes: Processes, *, batch_size
     if report:
         write_json(out / MARKS, report.marks)
     write_json(out / SCORES, result)
+    if "upload" in task.facts:
+        scores.write_upload(task.name, predictions, Path(task.facts["data"]), out / task.facts["upload"])
     return Outcome(task.title, result, report)
-
-
-def _write_upload(task: Task, predictions: Path, out: Path) -> None:
-    writable = task.name in scores.WRITERS and (task.score is None or task.name in ("mme", "mmvet"))
-    if writable:
-        scores.write_upload(task.name, predictions, Path(task.facts["data"]), out)
 
 
 def _digest(items: Sequence[Item]) -> str:

@@ -7,7 +7,7 @@ build.py      the order of the work
 │   ├── concepts.py   what there is to draw; what is held out
 │   ├── words.py      what it is called
 │   └── drawings.py   what it looks like <- npm.py
-├── scenes.py     several emoji in a picture: a POPE-shaped benchmark
+├── emoji_pope.py is what a picture does not show denied? A POPE-shaped benchmark
 ├── texts.py      words without pictures; captions
 └── tower.py      pre-trained vision weights
 files.py      writing, and finding packages

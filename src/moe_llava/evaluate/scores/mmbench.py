@@ -41,7 +41,7 @@ def score(predictions: Path, data: Path, names: tuple[str, ...] = ENGLISH) -> Sc
     source = locate(data, *names)
     columns, table = read_table(source)
     if "answer" not in columns:
-        raise ValueError(f"{source} has no answers; write the upload instead, or give the folder with the dev split")
+        raise ValueError(f"{source} has no answers; write the file for the server (--upload), or give the dev split")
     texts = _texts(predictions, table, source)
     hits = {index: infer_option(texts[index], _options(row)) == row["answer"] for index, row in table.items()}
     groups: dict[int, list[bool]] = defaultdict(list)

@@ -31,11 +31,16 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     marks: dict[str, float] = {}
     for name in SETS:
         asked = [row for row in questions if row["category"] == name]
-        labels = _labels(locate(data, f"coco/coco_pope_{name}.json"), asked)
+        labels = _labels(locate(data, label_file(name)), asked)
         pairs = [(said_yes[row["question_id"]], yes) for row, yes in zip(asked, labels, strict=True)]
         figures[name] = binary_scores(pairs)
         marks |= {str(row["question_id"]): float(said == yes) for row, (said, yes) in zip(asked, pairs, strict=True)}
     return replace(_report(figures, len(rows)), marks=marks)
+
+
+def label_file(name: str) -> str:
+    """Where the labels of a set are, in POPE's folder."""
+    return f"coco/coco_pope_{name}.json"
 
 
 def says_yes(text: str) -> bool:

@@ -2,13 +2,14 @@
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from moe_llava.evaluate.scores.files import is_json_list, locate, read_answers, read_json, read_jsonl, require_fields
 from moe_llava.evaluate.scores.ids import check_ids
 from moe_llava.evaluate.scores.normalize import normalize_evalai
 from moe_llava.evaluate.scores.report import ScoreReport
-from moe_llava.evaluate.scores.vqa_accuracy import vqa_eval_accuracy
+from moe_llava.evaluate.scores.vqa_accuracy import m4c_accuracy, vqa_eval_accuracy
 
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 TEST_QUESTIONS = "llava_vqav2_mscoco_test2015.jsonl"
@@ -20,6 +21,7 @@ def score(predictions: Path, data: Path) -> ScoreReport:
 
     A result file (`[{"question_id", "answer"}]`) is scored as it stands. The answers of an answer file (JSON lines) are
     converted as for an upload first, which is how the original's figures came about; it costs "hershey's" its match.
+    `m4c_accuracy` is what m4c's evaluator, which always normalises both sides, gives the same answers.
 
     Raises:
         ValueError: a file is malformed, or the predictions are not one for every annotated question.
@@ -29,11 +31,11 @@ def score(predictions: Path, data: Path) -> ScoreReport:
     rows = _results(predictions)
     check_ids((key for key, _ in rows), annotations, predictions, source)
     answers = dict(rows)
-    marks = {
-        key: vqa_eval_accuracy(answers[key], [human["answer"] for human in row["answers"]])
-        for key, row in annotations.items()
-    }
-    return report([(_kinds(row), marks[key]) for key, row in annotations.items()], marks)
+    people = {key: [human["answer"] for human in row["answers"]] for key, row in annotations.items()}
+    marks = {key: vqa_eval_accuracy(answers[key], said) for key, said in people.items()}
+    m4c = _mean([m4c_accuracy(answers[key], said) for key, said in people.items()])
+    official = report([(_kinds(row), marks[key]) for key, row in annotations.items()], marks)
+    return replace(official, figures={**official.figures, "m4c_accuracy": m4c})
 
 
 def report(scored: list[tuple[dict[str, str], float]], marks: dict[str, float]) -> ScoreReport:
