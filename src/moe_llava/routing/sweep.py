@@ -55,7 +55,7 @@ def sweep(
     chosen_by, scored = halves(samples)
     scorer, calibration = Scorer(engine, scored), Scorer(engine, chosen_by, generate=False)
     whole_bytes = sum(parameter.nbytes for parameter in engine.model.parameters())
-    whole = measure(scorer, whole_bytes, *time_passes([scorer]), "whole")
+    whole = measure(scorer, whole_bytes, time_passes([scorer])[0], "whole")
     points = []
     for method, setting, operation in operations(engine, random_seeds):
         told(f"{method} {setting}")
