@@ -78,7 +78,7 @@ def test_sigterm_finishes_what_runs_and_refuses_what_is_new(server: tuple[subpro
         refused = httpx.post(f"{url}/v1/chat/completions", json={"messages": asked("Hi")})
         assert refused.status_code == 503
         assert refused.headers["Retry-After"]
-        assert httpx.get(f"{url}/health").json()["running"] == 1
+        wait_for(lambda: httpx.get(f"{url}/health").json()["running"] == 1)
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
