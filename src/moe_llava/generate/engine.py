@@ -65,15 +65,20 @@ class Engine:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto"
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str = "auto",
+        quantize: str | None = None,
     ) -> "Engine":
         """Open a checkpoint by folder or hub id, on a GPU if there is one and no device is named.
 
         Raises:
-            ValueError: there is no such checkpoint.
+            ValueError: there is no such checkpoint, or no such way to `quantize` (`int8`, `int4`).
         """
-        model, processor = load_model(folder, dtype=dtype)
-        model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model, processor = load_model(folder, dtype=dtype, quantize=quantize, device=device)
         return cls(model.eval(), processor)
 
     def answer(
