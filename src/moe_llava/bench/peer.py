@@ -30,7 +30,11 @@ class DeepSpeed:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        self.versions = self._read()
+        try:
+            self.versions = self._read()
+        except ValueError:
+            self.close()
+            raise
 
     def build(self, case: str, **job: Any) -> None:
         """Make ready what `run` runs; see the worker for the fields."""

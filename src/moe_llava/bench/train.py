@@ -23,10 +23,12 @@ from moe_llava.bench.models import random_tensors
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
 from moe_llava.model.config import moe_layers, sparse_text_config
 from moe_llava.model.decoder import decoder_layers
+from moe_llava.recipe import Group, Trainable
 from moe_llava.train.stages import prepare
 
-STAGE_3 = {"ffn": 2e-5, "experts": 2e-5, "router": 2e-5}
-STAGE_2 = {"language_model": 2e-5}
+RATE = Trainable(lr=2e-5)
+STAGE_3: dict[Group, Trainable] = {"ffn": RATE, "experts": RATE, "router": RATE}
+STAGE_2: dict[Group, Trainable] = {"language_model": RATE}
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _runs(decoder: Decoder, rows: int, length: int, dtype: torch.dtype, device: 
     for index in moe_layers(sparse):
         layer = decoder_layers(floor.model.language_model)[index]
         layer.mlp = FloorFeedForward(layer.mlp, decoder.top_k)
-    runs = {"floor": _step(floor, {"ffn": 2e-5}, rows, length)}
+    runs = {"floor": _step(floor, {"ffn": RATE}, rows, length)}
     step = _step(ours, STAGE_3, rows, length)
     for name, kernel in KERNELS.items():
         runs[name] = _with_kernel(ours, kernel, step)
@@ -127,7 +129,7 @@ def _model(text: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> 
     return model.to(device).train()  # type: ignore[arg-type]
 
 
-def _step(model: MoeLlavaForConditionalGeneration, trains: dict[str, float], rows: int, length: int) -> Run:
+def _step(model: MoeLlavaForConditionalGeneration, trains: dict[Group, Trainable], rows: int, length: int) -> Run:
     groups, _ = prepare(model, trains)
     parameters = [parameter for group in groups for parameter in group.parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)

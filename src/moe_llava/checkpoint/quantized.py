@@ -30,7 +30,7 @@ def quantized_scheme(folder: str | Path) -> Scheme | None:
 
 
 def load_quantized(
-    folder: Path, config: MoeLlavaConfig, scheme: Scheme, device: torch.device, dtype: torch.dtype | str = "auto"
+    folder: Path, config: MoeLlavaConfig, scheme: Scheme | str, device: torch.device, dtype: torch.dtype | str = "auto"
 ) -> MoeLlavaForConditionalGeneration:
     """The quantised model of an ordinary or a quantised checkpoint; never more than a tensor of it is in full precision.
 
@@ -87,7 +87,7 @@ def encoded(
                 yield target, tensor
 
 
-def quantize_folder(source: Path, out: Path, config: MoeLlavaConfig, scheme: Scheme) -> int:
+def quantize_folder(source: Path, out: Path, config: MoeLlavaConfig, scheme: Scheme | str) -> int:
     """Write the quantised twin of a checkpoint, tensor by tensor; returns the bytes of its weights.
 
     Raises:

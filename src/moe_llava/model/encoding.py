@@ -8,7 +8,7 @@ own packed kernels multiply; elsewhere a matrix is expanded when it is used.
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,7 +56,7 @@ def encode(weight: Float[Tensor, "... row column"], scheme: Scheme) -> tuple[Ten
     return packed, torch.cat([scale, offset], dim=-1).transpose(0, 1).contiguous().bfloat16()
 
 
-def numbers_of(packed: Int[Tensor, "row half"]) -> Int[Tensor, "row column"]:
+def numbers_of(packed: Integer[Tensor, "row half"]) -> Integer[Tensor, "row column"]:
     """The 4-bit numbers, one in each byte."""
     return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
 
@@ -68,7 +68,7 @@ def decode(numbers: Tensor, scales: Tensor, dtype: torch.dtype) -> Float[Tensor,
     columns = 2 * numbers.shape[1]
     groups = numbers_of(numbers).float().unflatten(1, (-1, columns // len(scales)))
     scale, offset = scales.float().transpose(0, 1).unsqueeze(-2).unbind(-1)
-    return ((groups - 8) * scale[..., None] + offset[..., None]).flatten(1).to(dtype).reshape(-1, columns)
+    return ((groups - 8) * scale + offset).flatten(1).to(dtype)
 
 
 def pack(numbers: Tensor) -> Tensor:

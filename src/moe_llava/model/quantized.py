@@ -76,7 +76,7 @@ class QuantizedExperts(nn.Module):
         return combine(outputs, plan.places, top_k_weights)
 
 
-def quantize_modules(model: MoeLlavaForConditionalGeneration, scheme: Scheme, dtype: torch.dtype) -> None:
+def quantize_modules(model: MoeLlavaForConditionalGeneration, scheme: Scheme | str, dtype: torch.dtype) -> None:
     """Put quantised modules in the place of a model's own, empty: their tensors are buffers under the names of the
     weights, with `_scales` beside. The model may be on the meta device; `dtype` is that of its hidden states.
     """

@@ -4,7 +4,7 @@ Registered with transformers as `sorted_mm`, the default. Elsewhere than on a CP
 over to transformers' own kernels. Measured against them in docs/performance.md.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from transformers.integrations.moe import (
     batched_mm_experts_forward,
     grouped_mm_experts_forward,
 )
+
+from moe_llava.model.onednn import product
 
 NAME = "sorted_mm"
 
@@ -116,17 +118,11 @@ def combine(
 
 
 def activate(inner: Float[Tensor, "row rows"], act_fn: nn.Module, has_gate: bool) -> Float[Tensor, "row inner"]:
+    """The activation of a plain or gated feed-forward network; may overwrite `inner`."""
     if not has_gate:
         return act_fn(inner)
     gate, up = inner.chunk(2, dim=-1)
     return act_fn(gate).mul_(up)
-
-
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    if bias is None:
-        torch.mm(rows, weight.t(), out=out)
-    else:
-        torch.addmm(bias, rows, weight.t(), out=out)
 
 
 def _one_token(
@@ -147,17 +143,36 @@ def _one_token(
     return output.to(hidden_states.dtype)
 
 
-def _outputs(hidden_states: Float[Tensor, "token width"], weights: Weights, plan: Plan) -> Float[Tensor, "row width"]:
-    """Output of each row's expert, unweighted."""
+def _columns(
+    rows: Float[Tensor, "row width"], weight: Float[Tensor, "rows width"], bias: Tensor | None
+) -> Float[Tensor, "rows row"]:
+    """`weight @ rows.T + bias`: the weight on the left, where kernels read it as it lies instead of packing it first."""
+    columns = product(weight, rows.t())
+    return columns if bias is None else columns.add_(bias[:, None])
+
+
+def _activate_columns(inner: Float[Tensor, "rows row"], act_fn: nn.Module, has_gate: bool) -> Tensor:
+    if not has_gate:
+        return act_fn(inner)
+    gate, up = inner.chunk(2)
+    return act_fn(gate).mul_(up)
+
+
+def _of(bias: Tensor | None, expert: int) -> Tensor | None:
+    return None if bias is None else bias[expert]
+
+
+def _outputs(
+    hidden_states: Float[Tensor, "token width"], weights: Weights, plan: Plan, keep: list[Tensor] | None = None
+) -> Float[Tensor, "row width"]:
+    """Output of each row's expert, unweighted; what backward needs goes to `keep`."""
     outputs = hidden_states.new_empty(len(plan.rows), hidden_states.shape[1])
-    inner = hidden_states.new_empty(max(plan.counts), weights.up.shape[1])
-    up_bias = weights.up_bias if weights.up_bias is not None else [None] * len(weights.up)
-    down_bias = weights.down_bias if weights.down_bias is not None else [None] * len(weights.up)
     for expert, group in plan.groups():
-        rows = hidden_states[plan.rows[group]]
-        one = inner[: len(rows)]
-        _product(rows, weights.up[expert], up_bias[expert], one)
-        _product(activate(one, weights.act_fn, weights.has_gate), weights.down[expert], down_bias[expert], outputs[group])
+        inner = _columns(hidden_states[plan.rows[group]], weights.up[expert], _of(weights.up_bias, expert))
+        if keep is not None:
+            keep.append(inner)
+        activated = _activate_columns(inner, weights.act_fn, weights.has_gate)
+        outputs[group] = _columns(activated.t(), weights.down[expert], _of(weights.down_bias, expert)).t()
     return outputs
 
 
@@ -177,77 +192,87 @@ class _SortedExperts(torch.autograd.Function):
         has_gate: bool,
         top_k_index: Tensor,
     ) -> Tensor:
-        plan = sort_rows(top_k_index, len(up))
-        inner = hidden_states.new_empty(len(plan.rows), up.shape[1])
-        outputs = hidden_states.new_empty(len(plan.rows), hidden_states.shape[1])
-        for expert, group in plan.groups():
-            rows = hidden_states[plan.rows[group]]
-            _product(rows, up[expert], None if up_bias is None else up_bias[expert], inner[group])
-            activated = activate(inner[group], act_fn, has_gate)
-            _product(activated, down[expert], None if down_bias is None else down_bias[expert], outputs[group])
-        ctx.save_for_backward(hidden_states, top_k_weights, up, up_bias, down, down_bias, inner)
+        weights, plan = Weights(up, up_bias, down, down_bias, act_fn, has_gate), sort_rows(top_k_index, len(up))
+        inner: list[Tensor] = []
+        outputs = _outputs(hidden_states, weights, plan, inner)
+        ctx.save_for_backward(hidden_states, top_k_weights, up, up_bias, down, down_bias, *inner)
         ctx.plan, ctx.act_fn, ctx.has_gate = plan, act_fn, has_gate
         return combine(outputs, plan.places, top_k_weights)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        hidden_states, top_k_weights, up, up_bias, down, down_bias, inner = ctx.saved_tensors
-        plan = ctx.plan
-        grad = grad.contiguous()
-        row_weights = torch.empty(len(plan.rows), 1, dtype=grad.dtype)
-        row_weights[plan.places.reshape(-1), 0] = top_k_weights.reshape(-1).to(grad.dtype)
-        by_weight = torch.empty(len(plan.rows), dtype=torch.float32)
-        grads = [None if tensor is None else torch.empty_like(tensor) for tensor in (up, up_bias, down, down_bias)]
-        g_up, g_up_bias, g_down, g_down_bias = grads
+        hidden_states, top_k_weights, *tensors = ctx.saved_tensors
+        weights, inner = Weights(*tensors[:4], ctx.act_fn, ctx.has_gate), tensors[4:]
+        plan, grad = ctx.plan, grad.contiguous()
+        row_weights = torch.empty(len(plan.rows), dtype=grad.dtype)
+        row_weights[plan.places.reshape(-1)] = top_k_weights.reshape(-1).to(grad.dtype)
+        gradients = _Gradients.empty(weights, plan, ctx.needs_input_grad[2:6])
         g_rows = torch.empty(len(plan.rows), hidden_states.shape[1], dtype=grad.dtype)
-        for tensor in grads:
-            if tensor is not None:
-                for expert, count in enumerate(plan.counts):
-                    if not count:
-                        tensor[expert].zero_()
-        for expert, group in plan.groups():
-            g_out = grad[plan.rows[group]]
-            activated, slopes = _activate_again(inner[group], ctx.act_fn, ctx.has_gate)
-            g_activated = torch.mm(g_out, down[expert])
-            weight = row_weights[group]
-            products = (activated * g_activated).sum(dim=-1, dtype=torch.float32)
-            if down_bias is not None:
-                products += torch.mv(g_out, down_bias[expert]).float()
-            by_weight[group] = products
-            g_activated.mul_(weight)
-            g_out.mul_(weight)
-            torch.mm(g_out.t(), activated, out=g_down[expert])
-            if g_down_bias is not None:
-                torch.sum(g_out, dim=0, out=g_down_bias[expert])
-            g_inner = slopes(g_activated)
-            rows = hidden_states[plan.rows[group]]
-            torch.mm(g_inner.t(), rows, out=g_up[expert])
-            if g_up_bias is not None:
-                torch.sum(g_inner, dim=0, out=g_up_bias[expert])
-            torch.mm(g_inner, up[expert], out=g_rows[group])
+        products = torch.empty(len(plan.rows), dtype=torch.promote_types(grad.dtype, torch.float32))
+        for (expert, group), one in zip(plan.groups(), inner, strict=True):
+            g_outputs = grad[plan.rows[group]]
+            activated, slopes = _activate_again(one, ctx.act_fn, ctx.has_gate)
+            g_activated = product(weights.down[expert].t(), g_outputs.t())
+            products[group] = (activated * g_activated).sum(dim=0, dtype=products.dtype)
+            if weights.down_bias is not None:
+                products[group] += torch.mv(g_outputs, weights.down_bias[expert])
+            g_inner = slopes(g_activated.mul_(row_weights[group]))
+            g_outputs.mul_(row_weights[group, None])
+            gradients.fill(expert, g_outputs, activated, g_inner, hidden_states, plan.rows[group])
+            product(g_inner.t(), weights.up[expert], out=g_rows[group])
         g_hidden = combine(g_rows, plan.places, None)
-        g_weights = by_weight[plan.places].to(top_k_weights.dtype)
-        return g_hidden, g_weights, g_up, g_up_bias, g_down, g_down_bias, None, None, None
+        g_weights = products[plan.places].to(top_k_weights.dtype)
+        return g_hidden, g_weights, *gradients, None, None, None
 
 
-def _activate_again(inner: Tensor, act_fn: nn.Module, has_gate: bool) -> Any:
-    """The activated rows, and a function from their gradient to that of `inner`."""
-    gate, up = inner.chunk(2, dim=-1) if has_gate else (inner, None)
+class _Gradients(NamedTuple):
+    """Gradients of the stacked tensors; None where none is asked for."""
+
+    up: Tensor | None
+    up_bias: Tensor | None
+    down: Tensor | None
+    down_bias: Tensor | None
+
+    @classmethod
+    def empty(cls, weights: Weights, plan: Plan, needed: tuple[bool, ...]) -> "_Gradients":
+        """Zero for experts without rows, and nothing yet for the others."""
+        tensors = [torch.empty_like(one) if need else None for one, need in zip(weights[:4], needed, strict=True)]  # type: ignore[arg-type]
+        for tensor in tensors:
+            for expert, count in enumerate(plan.counts):
+                if tensor is not None and not count:
+                    tensor[expert].zero_()
+        return cls(*tensors)
+
+    def fill(
+        self, expert: int, g_outputs: Tensor, activated: Tensor, g_inner: Tensor, hidden_states: Tensor, rows: Tensor
+    ) -> None:
+        if self.down is not None:
+            product(g_outputs.t(), activated.t(), out=self.down[expert])
+        if self.down_bias is not None:
+            torch.sum(g_outputs, dim=0, out=self.down_bias[expert])
+        if self.up is not None:
+            product(g_inner, hidden_states[rows], out=self.up[expert])
+        if self.up_bias is not None:
+            torch.sum(g_inner, dim=1, out=self.up_bias[expert])
+
+
+def _activate_again(
+    inner: Float[Tensor, "rows row"], act_fn: nn.Module, has_gate: bool
+) -> tuple[Float[Tensor, "inner row"], Callable[[Tensor], Tensor]]:
+    """The activated columns, and a function from their gradient, which it may overwrite, to that of `inner`."""
+    gate, up = inner.chunk(2) if has_gate else (inner, None)
     with torch.enable_grad():
         gate = gate.detach().requires_grad_()
         opened = act_fn(gate)
-    activated = opened.detach()
-    if up is not None:
-        activated = activated * up
+    if up is None:
+        return opened.detach(), lambda g_activated: torch.autograd.grad(opened, gate, g_activated)[0]
 
     def slopes(g_activated: Tensor) -> Tensor:
-        if up is None:
-            return torch.autograd.grad(opened, gate, g_activated)[0]
         g_inner = torch.empty_like(inner)
-        width = up.shape[1]
-        torch.mul(g_activated, opened.detach(), out=g_inner[:, width:])
-        g_inner[:, :width] = torch.autograd.grad(opened, gate, g_activated.mul_(up))[0]
+        g_gate, g_up = g_inner.chunk(2)
+        torch.mul(g_activated, opened.detach(), out=g_up)
+        g_gate.copy_(torch.autograd.grad(opened, gate, g_activated.mul_(up))[0])
         return g_inner
 
-    return activated, slopes
+    return opened.detach() * up, slopes
