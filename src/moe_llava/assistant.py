@@ -21,6 +21,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = "auto",
     quantize: str | None = None,
+    pack: bool = False,
 ) -> "Assistant":
     """Open a checkpoint by its path or hub id.
 
@@ -30,11 +31,12 @@ def load(
         device: by default a GPU if there is one.
         dtype: by default the one in which the weights are stored.
         quantize: `int8` or `int4`: weights, the experts' too, take 8 or 4 bits.
+        pack: on a CPU, lay the weights out for decoding: quicker, but the model can then only answer.
 
     Raises:
         ValueError: there is no such checkpoint; off line, the sentence says what to fetch.
     """
-    return Assistant(Engine.load(model, device=device, dtype=dtype, quantize=quantize))
+    return Assistant(Engine.load(model, device=device, dtype=dtype, quantize=quantize, pack=pack))
 
 
 @dataclass

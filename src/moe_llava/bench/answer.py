@@ -25,8 +25,9 @@ from moe_llava.generate.batch import Sequences
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.model.accounting import Accounting, account
 from moe_llava.model.encoding import Scheme
-from moe_llava.model.quantized import QuantizedEmbedding, QuantizedExperts
 from moe_llava.model.experts import Experts
+from moe_llava.model.packed import pack_modules, packs
+from moe_llava.model.quantized import QuantizedEmbedding, QuantizedExperts
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,14 @@ def measure_one(subject: Subject, question: Question, rounds: int, device_name: 
     else:
         model = random_model(config, question.dtype, device)
     context = config.image_seq_length + question.text_tokens
+    operations, reads = first_token_operations(accounting, context), token_bytes(model, accounting, context)
+    weights = weight_bytes(model)
+    if not subject.quantize and packs(model):
+        pack_modules(model)  # as `chat`, `serve` and `eval` do
     first, following = _runs(model, question, device)
     runs = {"first": first, "following": following} | _rates(question.dtype, device)
     timings = interleave(runs, rounds)
     token = timings.spread("following").scaled(1 / question.new_tokens)
-    operations, reads = first_token_operations(accounting, context), token_bytes(model, accounting, context)
     product = 2 * MATRIX[0] * MATRIX[1] * MATRIX[2]
     first_limit = [product_seconds * operations / product for product_seconds in timings.seconds["product"]]
     token_limit = [seconds * reads / STREAM_BYTES for seconds in _best(timings.seconds)]
@@ -119,7 +123,7 @@ def measure_one(subject: Subject, question: Question, rounds: int, device_name: 
         "read_per_second": Spread.of([STREAM_BYTES / one for one in _best(timings.seconds)]).as_dict(),
         "first_token_share_of_limit": Spread.of(share).as_dict(),
         "token_share_of_limit": Spread.of(token_share).as_dict(),
-        "weight_bytes": weight_bytes(model),
+        "weight_bytes": weights,
         "peak_bytes": peak_bytes(device),
         "rounds": rounds,
     }

@@ -19,6 +19,7 @@ from moe_llava.bench.timing import Run, interleave, timed
 from moe_llava.model import sorted_experts
 from moe_llava.model.config import sparse_text_config
 from moe_llava.model.decoder import SparseFeedForward
+from moe_llava.model.packed import PackedExperts, packs
 
 KERNELS = {"ours": sorted_experts.NAME, "grouped_mm": "grouped_mm", "eager": "eager"}
 COLD_BYTES = 2**28  # few tokens meet weights that no cache holds, as in a whole model
@@ -84,8 +85,9 @@ def measure(
             runs["deepspeed"] = deepspeed.run
         timings = interleave(runs, rounds, budget=budget)
         table = timings.as_dict("floor")
-        if "reading" in runs:
-            table["ours"]["ratio_to_reading"] = timings.ratio("ours", "reading").as_dict()
+        for name in ("ours", "packed") if "reading" in runs else ():
+            if name in runs:
+                table[name]["ratio_to_reading"] = timings.ratio(name, "reading").as_dict()
         facts = {"tokens": case.tokens, "dtype": dtype_name(case.dtype), "direction": case.direction}
         rows.append(facts | {"layers": copies, "runs": table})
         del runs
@@ -115,9 +117,19 @@ def _runs(shape: Shape, case: Case, copies: int, device: torch.device) -> dict[s
     runs = {"floor": timed(_work(floors, repeated, case.train))}
     for name, kernel in KERNELS.items():
         runs[name] = timed(_work(blocks, tokens, case.train, lambda kernel=kernel: _use(config, kernel)))
+    if not case.train and packs(blocks[0]):
+        runs["packed"] = timed(_work([_packed(config, block) for block in blocks], tokens, False))
     if case.tokens == 1 and not case.train:
         runs["reading"] = timed(_reading(blocks, shape.top_k))
     return runs
+
+
+def _packed(config: PreTrainedConfig, block: SparseFeedForward) -> SparseFeedForward:
+    """The same block for answers; the other keeps its weights."""
+    copied = SparseFeedForward(config, LlamaMLP(config))
+    copied.load_state_dict(block.state_dict())
+    copied.experts = PackedExperts(copied.experts.to(block.gate.weight.dtype))  # type: ignore[assignment]
+    return copied
 
 
 def _use(config: PreTrainedConfig, kernel: str) -> None:

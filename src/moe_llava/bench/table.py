@@ -41,17 +41,18 @@ def _milliseconds(spread: dict[str, float]) -> str:
 
 
 def _block(rows: list[dict[str, Any]]) -> Iterator[RenderableType]:
-    names = [name for name in rows[0]["runs"] if name not in ("floor", "reading")]
+    found = dict.fromkeys(name for row in rows for name in row["runs"])
+    names = [name for name in found if name not in ("floor", "reading")]
     title = "block: times the floor, median (quartiles) of the ratio in a round"
-    table = _table(title, ["", "tokens", "floor, ms", *names, "ours / reading"])
+    table = _table(title, ["", "tokens", "floor, ms", *names, "ours / reading", "packed / reading"])
     for row in rows:
         runs = row["runs"]
         table.add_row(
             f"{row['dtype']}, {row['direction']}",
             str(row["tokens"]),
             f"{1e3 * runs['floor']['seconds']['median'] / row['layers']:.2f}",
-            *(_ratio(runs[name]["ratio"]) for name in names),
-            _ratio(runs["ours"].get("ratio_to_reading")),
+            *(_ratio(runs.get(name, {}).get("ratio")) for name in names),
+            *(_ratio(runs.get(name, {}).get("ratio_to_reading")) for name in ("ours", "packed")),
         )
     yield table
 

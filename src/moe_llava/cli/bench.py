@@ -58,11 +58,12 @@ def run_bench(options: argparse.Namespace) -> int | None:
         print(json.dumps(report, indent=2))
         return None
     for table in tables(report):
-        console.print(table, highlight=False)
+        console.print(table, highlight=False, width=max(WIDTH, console.width))
         console.print()
     return None
 
 
+WIDTH = 170
 _FIELDS = (
     "parts",
     "deepspeed",

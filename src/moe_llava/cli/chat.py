@@ -20,7 +20,7 @@ def run_chat(options: argparse.Namespace) -> int | None:
     from moe_llava.chat import converse
     from moe_llava.generate.engine import Decoding
 
-    assistant = load(options.model, quantize=options.quantize)
+    assistant = load(options.model, quantize=options.quantize, pack=True)
     decoding = Decoding(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     if options.prompt is None:
         converse(assistant, options.image, decoding, console)

@@ -72,7 +72,9 @@ class Model:
     def engine(self, preprocessing: Preprocessing) -> Engine:
         """The engine that prepares images in this way; both share the weights."""
         if "model" not in self._engines:
-            self._engines["model"] = Engine.load(self.folder, device=self._processes.device, quantize=self.quantize)
+            self._engines["model"] = Engine.load(
+                self.folder, device=self._processes.device, quantize=self.quantize, pack=True
+            )
         if preprocessing not in self._engines:
             plain = self._engines["model"]
             processor = copy.copy(plain.processor)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moe_llava.model import onednn
+from moe_llava.model import decode_attention, onednn
 from moe_llava.model.experts import Experts
 from moe_llava.model.moe_llava import MoeLlavaForConditionalGeneration
 from moe_llava.model.sorted_experts import activate, combine, sort_rows
@@ -78,6 +78,9 @@ def packs(model: nn.Module) -> bool:
 def pack_modules(model: MoeLlavaForConditionalGeneration) -> None:
     """Pack a model's linear maps and experts in place, one after the other."""
     assert packs(model)
+    decoder = model.model.language_model
+    if decoder.config._attn_implementation == "sdpa":
+        decoder.set_attn_implementation(decode_attention.NAME)
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             new: nn.Module = PackedLinear(module)

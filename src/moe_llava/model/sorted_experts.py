@@ -20,6 +20,7 @@ from transformers.integrations.moe import (
 from moe_llava.model.onednn import product
 
 NAME = "sorted_mm"
+MANY_ROWS = 16  # below, packing the weight is not what a product in bf16 spends its time on
 
 
 class Weights(NamedTuple):
@@ -147,6 +148,8 @@ def _columns(
     rows: Float[Tensor, "row width"], weight: Float[Tensor, "rows width"], bias: Tensor | None
 ) -> Float[Tensor, "rows row"]:
     """`weight @ rows.T + bias`: the weight on the left, where kernels read it as it lies instead of packing it first."""
+    if len(rows) < MANY_ROWS and weight.dtype != torch.float32:
+        return F.linear(rows, weight, bias).t()
     columns = product(weight, rows.t())
     return columns if bias is None else columns.add_(bias[:, None])
 
