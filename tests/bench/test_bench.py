@@ -42,7 +42,9 @@ def test_runs_take_turns_and_ratios_are_of_one_round() -> None:
 
 
 def test_the_block_has_every_kernel_beside_the_floor() -> None:
-    rows = measure_block(Shape(16, 32), [Case(1, torch.float32, False), Case(4, torch.float32, True)], rounds=1, device=CPU)
+    rows = measure_block(
+        Shape(16, 32), [Case(1, torch.float32, False), Case(4, torch.float32, True)], rounds=1, device=CPU
+    )
     assert set(rows[0]["runs"]) == {"floor", "reading", "ours", "grouped_mm", "eager"}
     assert rows[0]["layers"] > 1 and rows[1]["layers"] == 1
     assert all(run["ratio"]["median"] > 0 for name, run in rows[1]["runs"].items() if name != "floor")
@@ -100,8 +102,6 @@ def test_the_command_writes_its_report(tmp_path: Path, capfd: pytest.CaptureFixt
         (["answer", "--shapes", "gpt"], "no shape of the bench"),
     ],
 )
-def test_a_mistake_is_one_sentence(
-    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistake_is_one_sentence(arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *arguments]) == 1
     assert message in capfd.readouterr().err

@@ -38,7 +38,10 @@ def test_kernels_agree_forward_and_backward(family: str) -> None:
         model.zero_grad()
         output = model(**inputs())
         output.loss.backward()
-        results[kernel] = (output.logits.detach(), [one.grad.clone() for one in model.model.language_model.parameters()])
+        results[kernel] = (
+            output.logits.detach(),
+            [one.grad.clone() for one in model.model.language_model.parameters()],
+        )
     logits, gradients = results["eager"]
     for other, others in list(results.values())[1:]:
         assert torch.allclose(other, logits, atol=1e-3)

@@ -53,9 +53,7 @@ def test_routing_is_deterministic_and_does_not_depend_on_the_batch() -> None:
 
 @pytest.mark.parametrize("tokens", [0, 1, 2, 40])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 2e-2)])
-def test_sorted_rows_give_the_loop_for_any_number_of_tokens(
-    tokens: int, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_sorted_rows_give_the_loop_for_any_number_of_tokens(tokens: int, dtype: torch.dtype, tolerance: float) -> None:
     """One token has a path of its own; experts without tokens get a gradient of zero."""
     experts = tiny_sparse("phi").model.language_model.layers[0].mlp.experts.to(dtype)
     generator = torch.Generator().manual_seed(0)

@@ -41,7 +41,9 @@ class Subject:
 
     @property
     def name(self) -> str:
-        return self.shape + (f" x {self.experts}" if self.experts else "") + (f", {self.quantize}" * bool(self.quantize))
+        return (
+            self.shape + (f" x {self.experts}" if self.experts else "") + (f", {self.quantize}" * bool(self.quantize))
+        )
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def first_token_operations(accounting: Accounting, context: int, tower_tokens: i
 
 
 def token_bytes(model: MoeLlavaForConditionalGeneration, accounting: Accounting, context: int) -> int:
-    """What decoding one token has to read: the language model without its embeddings, chosen experts only, and the cache."""
+    """What decoding one token has to read: the decoder with chosen experts only, the head, and the cache."""
     share = accounting.top_k / accounting.num_experts
     total = 0.0
     for module in [*model.model.language_model.modules(), *model.lm_head.modules()]:

@@ -31,7 +31,9 @@ def measure(
     layer: dict[str, list[dict[str, Any]]] = {"experts": [], "tokens": []}
     for experts in EXPERTS:
         progress(f"growth: {experts} experts")
-        row = measure_block(Shape(512, 1408, experts, min(2, experts)), [Case(576, dtype, False)], rounds=rounds, device=device)
+        row = measure_block(
+            Shape(512, 1408, experts, min(2, experts)), [Case(576, dtype, False)], rounds=rounds, device=device
+        )
         layer["experts"].append(_row(experts, row[0]))
     for tokens in TOKENS:
         progress(f"growth: {tokens} tokens")

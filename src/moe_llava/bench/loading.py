@@ -14,11 +14,10 @@ import torch
 from moe_llava.bench.answer import peak_bytes, weight_bytes
 from moe_llava.bench.models import random_tensors, shape_config
 from moe_llava.bench.timing import Timings
-from moe_llava.checkpoint.quantized import quantize_folder
+from moe_llava.checkpoint.quantized import load_quantized, quantize_folder
 from moe_llava.checkpoint.stream import write_model
 from moe_llava.checkpoint.weights import empty_model, load_weights
 from moe_llava.model.encoding import Scheme
-from moe_llava.checkpoint.quantized import load_quantized
 
 PIECE = 2**24
 

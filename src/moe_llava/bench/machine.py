@@ -17,7 +17,11 @@ STREAM_BYTES = 2**28  # beyond any cache
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Processor, cores, memory and versions."""
-    facts = environment() | {"processor": _processor(), "memory_gib": round(_memory() / 2**30, 1), "device": str(device)}
+    facts = environment() | {
+        "processor": _processor(),
+        "memory_gib": round(_memory() / 2**30, 1),
+        "device": str(device),
+    }
     if device.type == "cuda":
         facts["device"] = torch.cuda.get_device_name(device)
     return facts

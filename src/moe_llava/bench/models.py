@@ -64,9 +64,7 @@ TOWER = CLIPVisionConfig(
 )
 
 
-def shape_config(
-    name: str, *, experts: int = 0, layers: int | None = None, vision: bool = True
-) -> MoeLlavaConfig:
+def shape_config(name: str, *, experts: int = 0, layers: int | None = None, vision: bool = True) -> MoeLlavaConfig:
     """Configuration of one shape: with `experts` every other layer is a mixture, without it is the dense backbone.
 
     Args:

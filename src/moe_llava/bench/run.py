@@ -9,8 +9,8 @@ import torch
 
 from moe_llava.bench import answer, block, growth, loading, train
 from moe_llava.bench.machine import describe, matmul_rate, read_rate
-from moe_llava.bench.peer import DeepSpeed
 from moe_llava.bench.models import SHAPES, SPARSE
+from moe_llava.bench.peer import DeepSpeed
 from moe_llava.model.encoding import check_scheme
 
 PARTS = ("block", "answer", "train", "growth", "loading")
@@ -43,7 +43,7 @@ class Options:
     train_tokens: tuple[int, ...] = (2048, 8192)
     deepspeed: str | None = None
     budget: float = 60.0
-    folder: Path = Path(".")
+    folder: Path = Path()
 
     def check(self) -> None:
         """Refuse what cannot be measured.
@@ -106,9 +106,7 @@ def _part(
             for direction in options.directions
             for tokens in options.tokens
         ]
-        return block.measure(
-            options.shape, cases, device=device, deepspeed=deepspeed, budget=options.budget, **shared
-        )
+        return block.measure(options.shape, cases, device=device, deepspeed=deepspeed, budget=options.budget, **shared)
     if part == "answer":
         question = answer.Question(dtype=torch.bfloat16 if "bfloat16" in options.dtypes else dtypes[0])
         subjects = answer.subjects(options.shapes, options.quantize, options.sparse_only, options.layers)

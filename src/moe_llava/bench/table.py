@@ -12,7 +12,7 @@ def tables(report: dict[str, Any]) -> Iterator[RenderableType]:
     machine = report["machine"]
     rates = [f"{name} {rate['median'] / 1e9:.0f} GFLOP/s" for name, rate in machine["matmul_per_second"].items()]
     yield (
-        f"{machine['processor']}, {machine['threads']} threads of {machine['cpus']} cores, {machine['memory_gib']} GiB, "
+        f"{machine['processor']}, {machine['threads']} of {machine['cpus']} cores, {machine['memory_gib']} GiB, "
         f"{machine['device']}; torch {machine['packages']['torch']}; {', '.join(rates)}; "
         f"reads {machine['read_per_second']['median'] / 1e9:.1f} GB/s"
     )
@@ -77,7 +77,9 @@ def _train(rows: list[dict[str, Any]]) -> Iterator[RenderableType]:
     names = list(rows[0]["runs"])
     table = _table("train: one step, tokens a second (times ours)", ["", "tokens", *names])
     for row in rows:
-        cells = [f"{run['tokens_per_second']:.0f} ({run['ratio_to_ours']['median']:.2f})" for run in row["runs"].values()]
+        cells = [
+            f"{run['tokens_per_second']:.0f} ({run['ratio_to_ours']['median']:.2f})" for run in row["runs"].values()
+        ]
         table.add_row(row["dtype"], f"{row['rows']} x {row['length']}", *cells)
     yield table
 

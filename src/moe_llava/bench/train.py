@@ -6,8 +6,7 @@ network on `top_k` times the rows; *stage II* is the dense decoder, all of which
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from moe_llava.bench.block import KERNELS, dtype_name
+from moe_llava.bench.models import random_tensors
 from moe_llava.bench.peer import DeepSpeed
 from moe_llava.bench.timing import Run, interleave, timed
 from moe_llava.checkpoint.weights import empty_model, put
-from moe_llava.bench.models import random_tensors
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
 from moe_llava.model.config import moe_layers, sparse_text_config
 from moe_llava.model.decoder import decoder_layers
@@ -86,7 +85,7 @@ def measure(
             text = decoder.text_config()
             deepspeed.build(
                 "step",
-                text_config={name: value for name, value in text.to_diff_dict().items()} | {"model_type": "llama"},
+                text_config=text.to_diff_dict() | {"model_type": "llama"},
                 moe_layers=list(range(0, decoder.layers, 2)),
                 experts=decoder.experts,
                 k=decoder.top_k,

@@ -32,7 +32,7 @@ def quantized_scheme(folder: str | Path) -> Scheme | None:
 def load_quantized(
     folder: Path, config: MoeLlavaConfig, scheme: Scheme | str, device: torch.device, dtype: torch.dtype | str = "auto"
 ) -> MoeLlavaForConditionalGeneration:
-    """The quantised model of an ordinary or a quantised checkpoint; never more than a tensor of it is in full precision.
+    """The quantised model of an ordinary or a quantised checkpoint; only one tensor at a time is in full precision.
 
     Args:
         dtype: of what is not quantised and of hidden states; by default as stored.

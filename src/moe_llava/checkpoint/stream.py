@@ -53,7 +53,9 @@ def write_model(
     if count > 1:
         places = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
         total = sum(map(num_bytes, specs.values()))
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2))
+        (folder / f"{stem}.safetensors.index.json").write_text(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2)
+        )
 
 
 def num_bytes(spec: Spec) -> int:

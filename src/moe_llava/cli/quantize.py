@@ -7,7 +7,9 @@ from moe_llava.cli.verbs import Verbs, console
 
 
 def add_to(verbs: Verbs) -> None:
-    command = verbs.add("quantize", run_quantize, "Write a checkpoint whose weights, experts included, take 8 or 4 bits.")
+    command = verbs.add(
+        "quantize", run_quantize, "Write a checkpoint whose weights, experts included, take 8 or 4 bits."
+    )
     command.add_argument("model", help="folder of a checkpoint, or hub id")
     command.add_argument("out", help="a folder that does not exist or is empty")
     command.add_argument("--to", required=True, choices=("int8", "int4"))

@@ -44,5 +44,11 @@ def decode_attention_forward(
     return output.transpose(1, 2).contiguous(), None
 
 
+def use_in(decoder: Any) -> None:
+    """Let a decoder attend so, if it would attend by `sdpa`."""
+    if decoder.config._attn_implementation == "sdpa":
+        decoder.set_attn_implementation(NAME)
+
+
 ALL_ATTENTION_FUNCTIONS.register(NAME, decode_attention_forward)
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

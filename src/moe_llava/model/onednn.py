@@ -1,4 +1,4 @@
-"""Products through oneDNN, which torch links for CPUs: in fp32 it is up to twice as fast as the BLAS that `mm` calls."""
+"""Products through oneDNN, which torch brings for CPUs: in fp32 up to twice as fast as the BLAS that `mm` calls."""
 
 import torch
 from jaxtyping import Float

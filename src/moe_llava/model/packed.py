@@ -78,9 +78,7 @@ def packs(model: nn.Module) -> bool:
 def pack_modules(model: MoeLlavaForConditionalGeneration) -> None:
     """Pack a model's linear maps and experts in place, one after the other."""
     assert packs(model)
-    decoder = model.model.language_model
-    if decoder.config._attn_implementation == "sdpa":
-        decoder.set_attn_implementation(decode_attention.NAME)
+    decode_attention.use_in(model.model.language_model)
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             new: nn.Module = PackedLinear(module)

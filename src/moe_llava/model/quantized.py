@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from moe_llava.model import decode_attention
 from moe_llava.model.encoding import LANES, Scheme, encode, group_size, multiply
 from moe_llava.model.experts import Experts
 from moe_llava.model.moe_llava import MoeLlavaForConditionalGeneration
@@ -80,6 +81,7 @@ def quantize_modules(model: MoeLlavaForConditionalGeneration, scheme: Scheme | s
     """Put quantised modules in the place of a model's own, empty: their tensors are buffers under the names of the
     weights, with `_scales` beside. The model may be on the meta device; `dtype` is that of its hidden states.
     """
+    decode_attention.use_in(model.model.language_model)
     tower = {id(module) for module in getattr(model.model, "vision_tower", nn.Module()).modules()}
     for name, module in list(model.named_modules()):
         low = "int8" if id(module) in tower else scheme

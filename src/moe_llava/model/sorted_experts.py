@@ -135,7 +135,9 @@ def _one_token(
     """Each weight of the chosen experts is read once, and nothing else is."""
     output = None
     for expert, weight in zip(top_k_index[0].tolist(), top_k_weights[0].tolist(), strict=True):
-        inner = F.linear(hidden_states, weights.up[expert], None if weights.up_bias is None else weights.up_bias[expert])
+        inner = F.linear(
+            hidden_states, weights.up[expert], None if weights.up_bias is None else weights.up_bias[expert]
+        )
         inner = activate(inner, weights.act_fn, weights.has_gate)
         bias = None if weights.down_bias is None else weights.down_bias[expert]
         result = F.linear(inner, weights.down[expert], bias).float() * weight
@@ -147,7 +149,7 @@ def _one_token(
 def _columns(
     rows: Float[Tensor, "row width"], weight: Float[Tensor, "rows width"], bias: Tensor | None
 ) -> Float[Tensor, "rows row"]:
-    """`weight @ rows.T + bias`: the weight on the left, where kernels read it as it lies instead of packing it first."""
+    """`weight @ rows.T + bias`: the weight on the left, where kernels read it as it lies and need not pack it."""
     if len(rows) < MANY_ROWS and weight.dtype != torch.float32:
         return F.linear(rows, weight, bias).t()
     columns = product(weight, rows.t())
