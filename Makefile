@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/tiny
 
-.PHONY: help install demo test check clean
+.PHONY: help install demo test check bench clean
 
 help:
 	@echo "make demo    train, evaluate and compare the tiny sparse model on real pictures"
 	@echo "make test    run every test"
 	@echo "make check   lint, format and types"
+	@echo "make bench   measure speed and memory beside the peers and the floor"
 	@echo "make clean   remove the demo's run"
 
 install: $(VENV)/.installed
@@ -32,6 +33,11 @@ check: install
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+
+# DEEPSPEED names the python of an environment with deepspeed, torch and transformers; PROFILE is quick, full or gpu.
+PROFILE ?= full
+bench: install
+	$(BIN)/moe-llava bench --profile $(PROFILE) --out runs/bench.json $(if $(DEEPSPEED),--deepspeed $(DEEPSPEED))
 
 clean:
 	rm -rf $(RUN)

@@ -85,7 +85,7 @@ def test_python_code_runs(folder: Path) -> None:
 
 
 def test_make_targets_exist() -> None:
-    for target in ("demo", "test", "check"):
+    for target in ("demo", "test", "check", "bench"):
         assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
 
 

@@ -16,7 +16,12 @@ Images = ImageSource | Sequence[ImageSource] | None
 
 
 def load(
-    model: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto"
+    model: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = "auto",
+    quantize: str | None = None,
+    pack: bool = False,
 ) -> "Assistant":
     """Open a checkpoint by its path or hub id.
 
@@ -25,11 +30,13 @@ def load(
     Args:
         device: by default a GPU if there is one.
         dtype: by default the one in which the weights are stored.
+        quantize: `int8` or `int4`: weights, the experts' too, take 8 or 4 bits.
+        pack: on a CPU, lay the weights out for decoding: quicker, but the model can then only answer.
 
     Raises:
         ValueError: there is no such checkpoint; off line, the sentence says what to fetch.
     """
-    return Assistant(Engine.load(model, device=device, dtype=dtype))
+    return Assistant(Engine.load(model, device=device, dtype=dtype, quantize=quantize, pack=pack))
 
 
 @dataclass

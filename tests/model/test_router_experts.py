@@ -24,7 +24,7 @@ def test_gates_sum_to_one_and_order_by_probability() -> None:
 def test_every_kernel_computes_the_same(family: str) -> None:
     model, inputs = tiny_sparse(family), tiny_inputs()
     results = {}
-    for kernel in ("eager", "grouped_mm", "batched_mm"):
+    for kernel in ("eager", "grouped_mm", "batched_mm", "sorted_mm"):
         model.set_experts_implementation({"text_config": kernel})
         model.zero_grad()
         output = model(**inputs)
@@ -32,7 +32,7 @@ def test_every_kernel_computes_the_same(family: str) -> None:
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if "language_model" in name}
         results[kernel] = (output.logits.detach(), gradients)
     logits, gradients = results["eager"]
-    for other_logits, other_gradients in (results["grouped_mm"], results["batched_mm"]):
+    for other_logits, other_gradients in list(results.values())[1:]:
         assert torch.allclose(other_logits, logits, atol=1e-5)
         for name, gradient in gradients.items():
             assert torch.allclose(other_gradients[name], gradient, atol=1e-5), name
@@ -51,11 +51,46 @@ def test_routing_is_deterministic_and_does_not_depend_on_the_batch() -> None:
         assert torch.allclose(alone[0], together[row, :length], atol=1e-5)
 
 
-def test_widths_that_no_grouped_kernel_takes_fall_back_to_the_loop() -> None:
-    assert tiny_sparse().model.language_model.config._experts_implementation == "grouped_mm"
+@pytest.mark.parametrize("tokens", [0, 1, 2, 40])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 2e-2)])
+def test_sorted_rows_give_the_loop_for_any_number_of_tokens(tokens: int, dtype: torch.dtype, tolerance: float) -> None:
+    """One token has a path of its own; experts without tokens get a gradient of zero."""
+    experts = tiny_sparse("phi").model.language_model.layers[0].mlp.experts.to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, 32, generator=generator).to(dtype)
+    choice = torch.tensor([[3, 1]] * tokens, dtype=torch.long).reshape(tokens, 2)
+    weights = torch.rand(tokens, 2, generator=generator).to(torch.promote_types(dtype, torch.float32))
+    results = {}
+    for kernel in ("eager", "sorted_mm"):
+        experts.config._experts_implementation = kernel
+        inputs = [hidden.clone().requires_grad_(), weights.clone().requires_grad_()]
+        output = experts(inputs[0], choice, inputs[1])
+        with torch.no_grad():
+            assert torch.allclose(experts(inputs[0], choice, inputs[1]), output, atol=tolerance)
+        tensors = [*inputs, *experts.parameters()]
+        gradients = torch.autograd.grad(output.square().sum(), tensors)
+        results[kernel] = [output.detach(), *gradients]
+    for mine, plain in zip(results["sorted_mm"], results["eager"], strict=True):
+        assert mine.dtype == plain.dtype
+        assert torch.allclose(mine, plain, atol=tolerance * 5, rtol=tolerance * 5)
+
+
+def test_mixed_precision_reaches_the_experts() -> None:
+    """transformers' grouped kernel computes in the weights' type under autocast, so in fp32."""
+    experts = tiny_sparse().model.language_model.layers[0].mlp.experts
+    hidden, choice, weights = torch.randn(5, 32), torch.tensor([[0, 1]] * 5), torch.full((5, 2), 0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = experts(hidden.requires_grad_(), choice, weights)
+        assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert experts.down_proj.grad.dtype == torch.float32
+
+
+def test_widths_that_no_grouped_kernel_takes() -> None:
     odd = upcycle(tiny_dense("llama", intermediate_size=60))
-    assert odd.model.language_model.config._experts_implementation == "eager"
-    assert torch.isfinite(odd(**tiny_inputs()).loss)
+    loss = odd(**tiny_inputs()).loss
+    odd.set_experts_implementation({"text_config": "eager"})
+    assert torch.allclose(odd(**tiny_inputs()).loss, loss)
 
 
 def test_an_unknown_feed_forward_network_is_refused_by_its_projections() -> None:

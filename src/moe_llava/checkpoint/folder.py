@@ -7,24 +7,42 @@ import torch
 
 from moe_llava.checkpoint.deltas import is_compressed, load_compressed
 from moe_llava.checkpoint.published import local_checkpoint
+from moe_llava.checkpoint.quantized import load_quantized, quantized_scheme
+from moe_llava.checkpoint.weights import load_weights
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
+from moe_llava.model.encoding import Scheme, check_scheme
 
 
 def load_model(
-    source: str | Path, *, dtype: torch.dtype | str = "auto"
+    source: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    quantize: Scheme | str | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[MoeLlavaForConditionalGeneration, MoeLlavaProcessor]:
     """Read a complete checkpoint by its folder or hub id; a published one is converted first (`local_checkpoint`).
 
+    Args:
+        quantize: `int8` or `int4`: weights take 8 or 4 bits, see `moe_llava.model.encoding`. A checkpoint that is kept
+            so opens so without being asked.
+
     Raises:
-        ValueError: it is absent or something else.
+        ValueError: it is absent or something else, or an unknown `quantize`.
     """
+    check_scheme(quantize)
     folder = local_checkpoint(source)
     processor = load_processor(folder)
+    if scheme := quantize or quantized_scheme(folder):
+        if is_compressed(folder):
+            raise ValueError(f"{folder} keeps its experts as differences: quantise the checkpoint it was made from.")
+        return load_quantized(folder, read_config(folder), scheme, torch.device(device), dtype), processor
     if is_compressed(folder):
-        return load_compressed(folder, read_config(folder), dtype), processor
-    model = MoeLlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-    return model, processor
+        return load_compressed(folder, read_config(folder), dtype).to(device), processor  # type: ignore[arg-type]
+    model = load_weights(folder, read_config(folder), dtype if isinstance(dtype, torch.dtype) else None)
+    if model is None:  # written by another version, whose names transformers knows to translate
+        model = MoeLlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    return model.to(device), processor  # type: ignore[arg-type]
 
 
 def load_processor(source: str | Path) -> MoeLlavaProcessor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 SHARD_BYTES = 5 * 10**9
-INDEX = "model.safetensors.index.json"
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -18,6 +17,7 @@ DTYPES = {
     "I64": torch.int64,
     "I32": torch.int32,
     "U8": torch.uint8,
+    "I8": torch.int8,
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -25,18 +25,22 @@ Spec = tuple[tuple[int, ...], torch.dtype]
 
 
 def write_model(
-    folder: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    specs: Mapping[str, Spec],
+    tensors: Iterable[tuple[str, Tensor]],
+    shard_bytes: int = SHARD_BYTES,
+    stem: str = "model",
 ) -> None:
-    """Write `tensors`, which come in the order of `specs`, as `model*.safetensors` and their index.
+    """Write `tensors`, which come in the order of `specs`, as `{stem}*.safetensors` and their index.
 
     The format (https://github.com/huggingface/safetensors) puts names, shapes and offsets first; all of them are known
     before the first tensor is.
     """
     shards = _shards(specs, shard_bytes)
     count = len(shards)
-    names = (
-        ["model.safetensors"] if count == 1 else [f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
-    )
+    names = [f"{stem}.safetensors"]
+    if count > 1:
+        names = [f"{stem}-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
     stream = iter(tensors)
     for file_name, shard in zip(names, shards, strict=True):
         with (folder / file_name).open("wb") as file:
@@ -50,7 +54,9 @@ def write_model(
     if count > 1:
         places = {name: file_name for file_name, shard in zip(names, shards, strict=True) for name in shard}
         total = sum(map(num_bytes, specs.values()))
-        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2))
+        (folder / f"{stem}.safetensors.index.json").write_text(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2)
+        )
 
 
 def num_bytes(spec: Spec) -> int:

@@ -5,12 +5,28 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from moe_llava.cli import audit, chat, convert, data, env, evaluate, inspect, route, serve, surgery, train
+from moe_llava.cli import (
+    audit,
+    bench,
+    chat,
+    convert,
+    data,
+    env,
+    evaluate,
+    inspect,
+    quantize,
+    route,
+    serve,
+    surgery,
+    train,
+)
 from moe_llava.cli.verbs import Verbs, errors
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: exit status 0 done, 1 failed, 2 wrong usage."""
+    # Read by torch when it makes its first tensor: then large tensors lie on large pages, which are quicker to get.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     try:
@@ -68,6 +84,6 @@ def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="moe-llava", description="Sparse vision-language models by MoE-Tuning.")
     verbs = Verbs(parser)
-    for room in (train, chat, serve, convert, inspect, data, evaluate, route, audit, surgery, env):
+    for room in (train, chat, serve, convert, quantize, inspect, data, evaluate, route, audit, surgery, bench, env):
         room.add_to(verbs)
     return parser

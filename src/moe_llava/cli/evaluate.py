@@ -25,6 +25,7 @@ def add_to(verbs: Verbs) -> None:
         choices=("model", "crop"),
         help="of images: as the checkpoint says, or cut to the centre; by default as the official scripts do",
     )
+    command.add_argument("--quantize", choices=("int8", "int4"), help="hold the weights in 8 or 4 bits")
     command.add_argument("--judge-url", help="OpenAI-compatible endpoint; its key in MOE_LLAVA_JUDGE_KEY")
     command.add_argument("--judge-model", help="name of the judge there")
     command.add_argument("--judge-runs", type=positive, default=1, help="how often every answer is judged")
@@ -63,6 +64,7 @@ def run_eval(options: argparse.Namespace) -> int | None:
         judge_url=options.judge_url,
         judge_model=options.judge_model,
         judge_runs=options.judge_runs,
+        quantize=options.quantize,
     )
     outcomes = evaluate(
         options.model,

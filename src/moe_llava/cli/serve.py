@@ -15,6 +15,7 @@ def add_to(verbs: Verbs) -> None:
     command.add_argument("--api-key", help="asked of every client; by default MOE_LLAVA_API_KEY, if that is set")
     command.add_argument("--model-name", help="its name in the API; by default the folder's")
     command.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one")
+    command.add_argument("--quantize", choices=("int8", "int4"), help="hold the weights in 8 or 4 bits")
     command.add_argument("--allow-remote-images", action="store_true", help="read http(s) images of public addresses")
     command.add_argument("--max-batch", type=int, default=32, help="most answers in progress")
     command.add_argument("--max-queue", type=int, default=64, help="most answers that wait; more get 429")
@@ -36,6 +37,7 @@ def run_serve(options: argparse.Namespace) -> int | None:
             api_key=key,
             model_name=options.model_name,
             device=options.device,
+            quantize=options.quantize,
             allow_remote_images=options.allow_remote_images,
             max_batch=options.max_batch,
             max_queue=options.max_queue,

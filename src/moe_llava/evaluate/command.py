@@ -31,6 +31,7 @@ class Settings:
     judge_url: str | None = None
     judge_model: str | None = None
     judge_runs: int = 1
+    quantize: str | None = None
 
     def judge(self) -> Judge | None:
         """The judge, if one is named.
@@ -64,7 +65,7 @@ def evaluate(
         ValueError: a file is missing or wrong, or `out` holds answers of another run.
     """
     processes = Processes()
-    opened = Model(model, processes)
+    opened = Model(model, processes, settings.quantize)
     tasks: list[tuple[Task, Path]] = []
     if questions is not None:
         items = read_questions(questions, images)[: settings.limit]

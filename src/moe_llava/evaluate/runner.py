@@ -63,9 +63,10 @@ class Outcome:
 class Model:
     """A checkpoint, opened when something is to be asked."""
 
-    def __init__(self, folder: str | Path, processes: Processes) -> None:
+    def __init__(self, folder: str | Path, processes: Processes, quantize: str | None = None) -> None:
         self.name = str(folder)
         self.folder = local_checkpoint(folder)
+        self.quantize = quantize
         self.processor = load_processor(self.folder)
         self._processes = processes
         self._engines: dict[str, Engine] = {}
@@ -73,7 +74,9 @@ class Model:
     def engine(self, preprocessing: Preprocessing) -> Engine:
         """The engine that prepares images in this way; both share the weights."""
         if "model" not in self._engines:
-            self._engines["model"] = Engine.load(self.folder, device=self._processes.device)
+            self._engines["model"] = Engine.load(
+                self.folder, device=self._processes.device, quantize=self.quantize, pack=True
+            )
         if preprocessing not in self._engines:
             plain = self._engines["model"]
             processor = copy.copy(plain.processor)
@@ -82,9 +85,10 @@ class Model:
         return self._engines[preprocessing]
 
     def fingerprint(self) -> str:
-        """Changes when the files of the checkpoint do."""
+        """Changes when the files of the checkpoint do, and when it is quantised."""
         files = sorted(path for path in self.folder.iterdir() if path.suffix in (".safetensors", ".json", ".jinja"))
-        facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        facts: list[object] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        facts += [self.quantize] if self.quantize else []
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def template(self) -> str:

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from moe_llava.generate.cache import GrowingCache
 from moe_llava.generate.plan import Prompt
 from moe_llava.model import MoeLlavaForConditionalGeneration
 
@@ -59,7 +60,7 @@ class Sequences:
 
     def __init__(self, model: MoeLlavaForConditionalGeneration, rows: int, cache: Cache | None = None) -> None:
         self.model = model
-        self.cache = DynamicCache() if cache is None else cache
+        self.cache = GrowingCache() if cache is None else cache
         self.mask = torch.zeros(rows, 0, dtype=torch.long, device=model.device)
 
     @torch.inference_mode()

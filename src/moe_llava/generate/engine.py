@@ -20,6 +20,7 @@ from moe_llava.generate.image_features import ImageFeatures
 from moe_llava.generate.plan import ImageSource, Prefix, Prompt, Wave, plan
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.model.accounting import account_model
+from moe_llava.model.packed import pack_modules, packs
 
 __all__ = ["Decoding", "Engine", "ImageSource", "Request", "place_images"]
 
@@ -65,16 +66,28 @@ class Engine:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str = "auto"
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str = "auto",
+        quantize: str | None = None,
+        pack: bool = False,
     ) -> "Engine":
         """Open a checkpoint by folder or hub id, on a GPU if there is one and no device is named.
 
+        Args:
+            pack: on a CPU, lay the weights out for decoding (`moe_llava.model.packed`): quicker, for answers alone.
+
         Raises:
-            ValueError: there is no such checkpoint.
+            ValueError: there is no such checkpoint, or no such way to `quantize` (`int8`, `int4`).
         """
-        model, processor = load_model(folder, dtype=dtype)
-        model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
-        return cls(model.eval(), processor)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model, processor = load_model(folder, dtype=dtype, quantize=quantize, device=device)
+        model.eval()
+        if pack and not quantize and packs(model):
+            pack_modules(model)
+        return cls(model, processor)
 
     def answer(
         self,

@@ -3,12 +3,12 @@
 import functools
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
+from moe_llava.model import sorted_experts
 from moe_llava.model.config import moe_layers
 from moe_llava.model.experts import Experts, build_experts
 from moe_llava.model.router import TopKRouter
@@ -79,18 +79,10 @@ def sparse_decoder_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
                 super()._init_weights(module)
 
         def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-            if requested_experts is None and not _grouped_kernel_fits(self.config):
-                return "eager"
-            return super().get_correct_experts_implementation(requested_experts)
+            return super().get_correct_experts_implementation(requested_experts or sorted_experts.NAME)
 
     SparseDecoder.__name__ = SparseDecoder.__qualname__ = f"Sparse{base.__name__}"
     return SparseDecoder
-
-
-def _grouped_kernel_fits(config: PreTrainedConfig) -> bool:
-    """Grouped matrix products take no fp64, and rows of a multiple of 16 bytes: widths that divide by 8 in bf16."""
-    aligned = config.hidden_size % 8 == 0 and getattr(config, "intermediate_size", 8) % 8 == 0
-    return aligned and torch.get_default_dtype() != torch.float64
 
 
 def build_decoder(text_config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:

@@ -25,6 +25,7 @@ class Options:
     api_key: str | None = None
     model_name: str | None = None
     device: str | None = None
+    quantize: str | None = None
     allow_remote_images: bool = False
     max_batch: int = 32
     max_queue: int = 64
@@ -48,7 +49,7 @@ def launch(options: Options, *, say: Callable[[str], None], warn: Callable[[str]
 
 
 def build_service(options: Options) -> Service:
-    engine = Engine.load(options.model, device=options.device)
+    engine = Engine.load(options.model, device=options.device, quantize=options.quantize, pack=True)
     scheduler = Scheduler(engine, max_rows=options.max_batch, max_waiting=options.max_queue)
     fetch = Fetcher(options.max_body_bytes) if options.allow_remote_images else None
     return Service(engine, options.model_name or Path(options.model).resolve().name, scheduler, fetch)
