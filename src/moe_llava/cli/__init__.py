@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from moe_llava.cli import audit, chat, convert, data, env, evaluate, inspect, route, serve, surgery, train
+from moe_llava.cli import audit, chat, convert, data, env, evaluate, export, inspect, route, serve, surgery, train
 from moe_llava.cli.verbs import Verbs, errors
 
 
@@ -68,6 +68,6 @@ def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="moe-llava", description="Sparse vision-language models by MoE-Tuning.")
     verbs = Verbs(parser)
-    for room in (train, chat, serve, convert, inspect, data, evaluate, route, audit, surgery, env):
+    for room in (train, chat, serve, convert, export, inspect, data, evaluate, route, audit, surgery, env):
         room.add_to(verbs)
     return parser

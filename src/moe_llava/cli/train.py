@@ -16,6 +16,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def run_train(options: argparse.Namespace) -> int | None:
+    from moe_llava.evaluate.questions import examine
     from moe_llava.evaluate.report import write_report
     from moe_llava.recipe import load_recipe
     from moe_llava.train.plan import plan, plan_table
@@ -26,7 +27,7 @@ def run_train(options: argparse.Namespace) -> int | None:
     if options.dry_run:
         console.print(*plan_table(plan(recipe, names)), sep="\n")
         return None
-    train(recipe, names, resume=options.resume, console=console)
+    train(recipe, names, resume=options.resume, console=console, examine=examine)
     if recipe.report and names is None:
         write_report(recipe, console)
         last = recipe.folder(list(recipe.report.models.values())[-1])
