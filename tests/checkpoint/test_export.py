@@ -28,7 +28,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 assert "moe_llava" not in sys.modules
 model, processor = (auto.from_pretrained(sys.argv[1]) for auto in (AutoModelForImageTextToText, AutoProcessor))
-inputs = processor(images=Image.open(sys.argv[2]), text="USER: <image> What colour is it? ASSISTANT:", return_tensors="pt")
+text = "USER: <image> What colour is it? ASSISTANT:"
+inputs = processor(images=Image.open(sys.argv[2]), text=text, return_tensors="pt")
 print(model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1]:].tolist())
 """
 

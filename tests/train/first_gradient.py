@@ -34,7 +34,7 @@ def main(recipe: str, path: str, overrides: dict[str, str]) -> None:
     dataset, _ = build_dataset(loaded, loaded.stages["sparsify"], start, Console(quiet=True))
     model = start.shared_out()
     groups, _ = prepare(model, loaded.stages["sparsify"].train)
-    trainer = build_trainer(loaded, "sparsify", model, groups, dataset, start.processor)
+    trainer = build_trainer(loaded, "sparsify", model, groups, dataset, start.processor.tokenizer.pad_token_id)
     trainer.add_callback(SaveGradients(model, Path(path)))
     trainer.train()
 

@@ -1,7 +1,7 @@
 """A model of ours -> the layout of transformers' own LLaVA, which loads without this package.
 
-A decoder of Qwen3's family becomes Qwen3-MoE; one of Llama's or Mistral's with every layer sparse becomes Mixtral; a dense
-decoder stays what it is. A text-only model becomes the causal language model alone.
+A decoder of Qwen3's family becomes Qwen3-MoE; one of Llama's or Mistral's with every layer sparse becomes Mixtral; a
+dense decoder stays what it is. A text-only model becomes the causal language model alone.
 """
 
 import shutil
@@ -133,14 +133,15 @@ def _qwen3_moe(text_config: PreTrainedConfig) -> PreTrainedConfig:
         raise _cannot("Qwen3-MoE slides its attention window over all layers, this decoder over some")
     sparse = set(moe_layers(text_config))
     dense = [index for index in range(text_config.num_hidden_layers) if index not in sparse]
+    own: dict[str, Any] = {"head_dim": text_config.head_dim}  # read by the model, and not declared by its configuration
     return Qwen3MoeConfig(
         **_shared(text_config),
+        **own,
         mlp_only_layers=dense,
         decoder_sparse_step=1,
         num_experts=text_config.num_experts,
         moe_intermediate_size=text_config.intermediate_size,
         norm_topk_prob=text_config.norm_topk_prob,
-        head_dim=text_config.head_dim,
     )
 
 
@@ -207,8 +208,8 @@ def stock_config(config: MoeLlavaConfig, text_config: PreTrainedConfig) -> Llava
         raise _cannot(f"stock LLaVA drops one leading token of the tower, and this model {config.vision_prefix_tokens}")
     if not isinstance(getattr(config.vision_config, "patch_size", None), int):
         raise _cannot(
-            f"stock LLaVA reads a sequence of patches, and the tower ({config.vision_config.model_type}) is not known to "
-            "give one: a convolutional tower gives a map"
+            f"stock LLaVA reads a sequence of patches, and the tower ({config.vision_config.model_type}) is not known "
+            "to give one: a convolutional tower gives a map"
         )
     if config.image_token_id >= text_config.vocab_size:
         raise _cannot(
@@ -230,7 +231,7 @@ def _cannot(reason: str) -> ValueError:
 
 
 def stock_processor(config: MoeLlavaConfig, processor: MoeLlavaProcessor) -> Any:
-    """Tokenizer, template and preparation of pixels in transformers' own classes; the tokenizer of a text-only model."""
+    """Tokenizer, template and preparation of pixels in stock classes; of a text-only model the tokenizer alone."""
     if processor.image_processor is None:
         processor.tokenizer.chat_template = processor.chat_template
         return processor.tokenizer

@@ -23,8 +23,8 @@ def run_export(options: argparse.Namespace) -> int | None:
         print(json.dumps({"out": options.out, **asdict(done)}))
         return None
     console.print(
-        f"{options.out}: {done.architecture} with {done.text_model_type}; its logits differ from the model's by at most "
-        f"{done.difference:.1g}.",
+        f"{options.out}: {done.architecture} with {done.text_model_type}; its logits differ from the model's by at "
+        f"most {done.difference:.1g}.",
         highlight=False,
     )
     return None

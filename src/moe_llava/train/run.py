@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from moe_llava.data.collate import Collator
 from moe_llava.data.conversation import scan
-from moe_llava.data.dataset import ConversationDataset, LengthGroupedSampler, Mixture, mixture
+from moe_llava.data.dataset import ConversationDataset, LengthGroupedSampler, Mixture, Sample, mixture
 from moe_llava.data.features import FeatureStore, tower_key
 from moe_llava.data.problems import DataError, Problem
-from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.recipe import Recipe, Stage
 from moe_llava.train import folder as stage_folder
@@ -77,7 +77,7 @@ def run_stage(recipe: Recipe, name: str, console: Console, examine: Examine | No
     model, processor = start.shared_out(), start.processor
     groups, adapters = prepare(model, stage.train)
     _describe(recipe, name, groups, model, console)
-    trainer = build_trainer(recipe, name, model, groups, dataset, processor)
+    trainer = build_trainer(recipe, name, model, groups, dataset, processor.tokenizer.pad_token_id)
     if stage.evaluate:
         assert examine is not None, "whoever runs stages that evaluate says how"
         trainer.add_callback(Examination(trainer, processor, stage.evaluate, examine, folder / stage_folder.METRICS))
@@ -159,20 +159,22 @@ def build_trainer(
     name: str,
     model: MoeLlavaForConditionalGeneration,
     groups: list[TrainingGroup],
-    dataset: Mixture,
-    processor: MoeLlavaProcessor,
+    dataset: Dataset[Sample],
+    pad_token_id: int,
 ) -> MoeTrainer:
     """A trainer for one stage; the same samples make a step however many devices share it."""
     stage, folder = recipe.stages[name], recipe.folder(name)
-    arguments = training_arguments(recipe, stage, folder, len(dataset))
-    sampler = LengthGroupedSampler(dataset.lengths, stage.batch_size, recipe.seed) if stage.group_by_length else None
+    arguments = training_arguments(recipe, stage, folder, len(dataset))  # type: ignore[arg-type]
+    sampler = None
+    if stage.group_by_length and isinstance(dataset, Mixture):
+        sampler = LengthGroupedSampler(dataset.lengths, stage.batch_size, recipe.seed)
     trainer = MoeTrainer(
         groups=groups,
         sampler=sampler,
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(processor.tokenizer.pad_token_id),
+        data_collator=Collator(pad_token_id),
         callbacks=[
             MetricsFile(folder / stage_folder.METRICS),
             ProgressBar(f"{recipe.name} {name}"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
@@ -36,6 +37,8 @@ class MoeTrainer(Trainer):
 
     def __init__(self, *, groups: list[TrainingGroup], sampler: Sampler[int] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        # A weight is cast once a pass: to keep the casts would cost half the model again, and undo its sharing out.
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self._groups = groups
         self._sampler = sampler
         self._step_counts: Tensor | None = None
