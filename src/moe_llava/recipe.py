@@ -67,10 +67,12 @@ class Model(Part):
 class Data(Part):
     """One file of conversations; `weight` is its sampling rate: 0.5 reads half of it, 2 reads it twice an epoch.
 
-    `samples` and `text_tokens` (mean of a sample) state its size for a dry run without the file.
+    `samples` and `text_tokens` (mean of a sample) state its size for a dry run without the file. `stream` reads rows as
+    they are trained on instead of all at first; Parquet, tar shards, patterns and Hugging Face data sets always are.
     """
 
     path: str
+    stream: bool = False
     images: str | None = None
     weight: float = Field(default=1.0, gt=0)
     samples: int | None = Field(default=None, ge=1)
@@ -126,6 +128,7 @@ class Stage(Part):
         steps: optimizer steps; where given, `epochs` does not count.
         batch_size: samples of one optimizer step, over all devices.
         micro_batch_size: samples of one forward pass on one device; accumulation fills the rest.
+        workers: processes that read ahead, on each device.
         evaluate: questions to answer while it trains; the share answered exactly is in the log as `accuracy`.
     """
 
@@ -149,6 +152,7 @@ class Stage(Part):
     on_error: Literal["raise", "skip"] = "raise"
     log_every: int = Field(default=10, ge=1)
     save_every: int = Field(default=500, ge=1)
+    workers: int = Field(default=0, ge=0)
     evaluate: Evaluation | None = None
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """What a recipe would do, from shapes alone: trainables, parameters, steps, tokens, memory."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig
 
 from moe_llava.data.conversation import read_conversations
+from moe_llava.data.stream import open_rows
+from moe_llava.data.stream.sources import streams
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
 from moe_llava.model.accounting import Accounting, account, account_model
 from moe_llava.model.config import moe_layers, sparse_text_config
 from moe_llava.model.vision import tower_shape
-from moe_llava.recipe import Distributed, Recipe, Stage, load_recipe
+from moe_llava.recipe import Data, Distributed, Recipe, Stage, load_recipe
 from moe_llava.train.advice import Work
 from moe_llava.train.memory import Batch, Memory, Sizes, device_memory, owners_of
 from moe_llava.train.probe import probe
@@ -188,7 +191,9 @@ def _data_size(recipe: Recipe, stage: Stage) -> tuple[int | None, float]:
     """Samples of one epoch, and mean text tokens a sample: stated, or estimated from the files' characters."""
     samples, tokens = 0.0, 0.0
     for data in stage.data:
-        if Path(data.path).is_file():
+        if data.samples is None and (data.stream or streams(data.path)):
+            size, text = _stream_size(data, Path(recipe.output) / "index")
+        elif Path(data.path).is_file():
             conversations = read_conversations(data.path, data.images)
             size = len(conversations)
             characters = sum(len(message.content) for one in conversations for message in one.messages)
@@ -201,6 +206,13 @@ def _data_size(recipe: Recipe, stage: Stage) -> tuple[int | None, float]:
         tokens += data.weight * size * text
     mean = tokens / max(samples, 1)
     return round(samples), min(mean, recipe.model.max_length) if recipe.model else mean
+
+
+def _stream_size(data: Data, index: Path) -> tuple[int, float]:
+    """Rows of a stream, and the mean text tokens of its first hundred."""
+    rows = open_rows(data.path, index)
+    texts = [len(json.dumps(rows[number].value, default=str)) for number in range(min(len(rows), 100))]
+    return len(rows), sum(texts) / max(len(texts), 1) / CHARACTERS_PER_TOKEN
 
 
 def plan_table(plans: list[StagePlan]) -> list[RenderableType]:

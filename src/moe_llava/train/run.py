@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
@@ -19,6 +19,8 @@ from moe_llava.data.conversation import scan
 from moe_llava.data.dataset import ConversationDataset, LengthGroupedSampler, Mixture, Sample, mixture
 from moe_llava.data.features import FeatureStore, tower_key
 from moe_llava.data.problems import DataError, Problem
+from moe_llava.data.stream import BlockShuffle, StreamDataset, StreamMixture, open_rows
+from moe_llava.data.stream.sources import streams
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.recipe import Recipe, Stage
 from moe_llava.train import folder as stage_folder
@@ -98,6 +100,7 @@ def run_stage(recipe: Recipe, name: str, console: Console, examine: Examine | No
             "seconds": round(time.perf_counter() - started, 1),
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "skipped_samples": [str(problem) for problem in skipped],
+            "skipped_rows": trainer.skipped,
         }
         # Weights train in fp32 under autocast; their last bits are not worth twice the disk.
         dtype = torch.bfloat16 if stage.precision == "bf16" else torch.float32
@@ -105,11 +108,15 @@ def run_stage(recipe: Recipe, name: str, console: Console, examine: Examine | No
     processes.wait()
 
 
-def build_dataset(recipe: Recipe, stage: Stage, start: Start, console: Console) -> tuple[Mixture, list[Problem]]:
+def build_dataset(
+    recipe: Recipe, stage: Stage, start: Start, console: Console
+) -> tuple[Mixture | StreamMixture, list[Problem]]:
     """Read, check and mix a stage's data; features of a frozen tower come from the store.
 
     Also returns the problems of the samples that were left out.
     """
+    if any(data.stream or streams(data.path) for data in stage.data):
+        return stream_dataset(recipe, stage, start), []
     parts, skipped = [], []
     for data in stage.data:
         # A sample may be skipped only if its images are known to open, before the tower meets them.
@@ -133,6 +140,19 @@ def build_dataset(recipe: Recipe, stage: Stage, start: Start, console: Console) 
     for problem in skipped:
         console.print(f"skipped {problem}", style="yellow", markup=False)
     return mixture(datasets, seed=recipe.seed), skipped
+
+
+def stream_dataset(recipe: Recipe, stage: Stage, start: Start) -> StreamMixture:
+    """A stage's data, none of it in memory. The first process finds the rows; no features are kept, there being many."""
+    folder = Path(recipe.output) / "index"
+    for data in stage.data:
+        processes.from_first(lambda path=data.path: len(open_rows(path, folder)))  # type: ignore[misc]
+    parts = []
+    for data in stage.data:
+        images = data.images or Path(data.path).parent
+        rows = open_rows(data.path, folder)
+        parts.append((StreamDataset(rows, start.processor, images, on_error=stage.on_error), data.weight))
+    return StreamMixture(parts, recipe.seed)
 
 
 def image_features(start: Start, images: list[Path], folder: Path) -> FeatureStore:
@@ -165,8 +185,10 @@ def build_trainer(
     """A trainer for one stage; the same samples make a step however many devices share it."""
     stage, folder = recipe.stages[name], recipe.folder(name)
     arguments = training_arguments(recipe, stage, folder, len(dataset))  # type: ignore[arg-type]
-    sampler = None
-    if stage.group_by_length and isinstance(dataset, Mixture):
+    sampler: Sampler[int] | None = None
+    if isinstance(dataset, StreamMixture):
+        sampler = BlockShuffle(dataset.blocks, len(dataset), seed=recipe.seed)
+    elif stage.group_by_length and isinstance(dataset, Mixture):
         sampler = LengthGroupedSampler(dataset.lengths, stage.batch_size, recipe.seed)
     trainer = MoeTrainer(
         groups=groups,
@@ -213,6 +235,7 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, num_samples: 
         project=recipe.name,
         run_name=f"{recipe.name}-{folder.name}",
         remove_unused_columns=False,
+        dataloader_num_workers=stage.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         disable_tqdm=True,

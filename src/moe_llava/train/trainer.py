@@ -30,6 +30,8 @@ class MoeTrainer(Trainer):
     is divided by the supervised tokens of the whole step. The balance loss is no sum over tokens, so it is given the
     first choices of the whole step: reduced over processes, and with accumulation counted in a pass without gradients
     before the step (its cost: one forward pass a micro-batch).
+
+    `skipped` counts the rows that a stream left out, on all processes, since this run began.
     """
 
     loss_is_scaled_for_ga = True
@@ -42,6 +44,8 @@ class MoeTrainer(Trainer):
         self._groups = groups
         self._sampler = sampler
         self._step_counts: Tensor | None = None
+        self._skipped_here = 0
+        self.skipped = 0
         self._writing: str | None = None
         self._start_interval()
 
@@ -76,6 +80,7 @@ class MoeTrainer(Trainer):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         seconds, tokens, steps = self._interval
         self._interval = (seconds, tokens, steps + 1)
+        self._skipped_here += sum(int(batch.pop("skipped", 0)) for batch in batches)
         self._step_counts = None
         if len(batches) > 1 and self._balances:
             self._step_counts = self._count_first_choices(batches)
@@ -138,11 +143,15 @@ class MoeTrainer(Trainer):
 
     def _interval_figures(self) -> dict[str, float]:
         started, tokens, steps = self._interval
-        sums = self._reduced(torch.tensor([self._language_loss, float(tokens)], device=self.args.device)).tolist()
+        here = [self._language_loss, float(tokens), float(self._skipped_here)]
+        sums = self._reduced(torch.tensor(here, device=self.args.device)).tolist()
+        self.skipped = int(sums[2])
         figures = {
             "language_loss": sums[0] / max(steps, 1),
             "tokens_per_second": sums[1] / (time.perf_counter() - started),
         }
+        if self.skipped:
+            figures["skipped_rows"] = self.skipped
         if self._health:
             if self.accelerator.num_processes > 1:
                 self._health.reduce(self._reduced)
