@@ -4,6 +4,7 @@ A decoder of Qwen3's family becomes Qwen3-MoE; one of Llama's or Mistral's with 
 dense decoder stays what it is. A text-only model becomes the causal language model alone.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -28,6 +30,7 @@ from transformers import (
 )
 
 from moe_llava.checkpoint.folder import load_model
+from moe_llava.checkpoint.stream import INDEX
 from moe_llava.data.pixels import MoeLlavaImageProcessor
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
@@ -50,7 +53,7 @@ class Export:
 
 
 def export(source: str | Path, out: str | Path) -> Export:
-    """Write a checkpoint of ours to `out` as stock LLaVA. It is written only once its logits have been compared.
+    """Write a checkpoint of ours to `out` as stock LLaVA: written beside, read back, and kept if its logits are the model's.
 
     Raises:
         ValueError: the stock layout cannot express this model (the reason is said), or `out` is in use.
@@ -62,18 +65,41 @@ def export(source: str | Path, out: str | Path) -> Export:
     model, processor = load_model(source)
     dtype = model.dtype
     stock = stock_model(model.float().eval())
-    difference = compare(model, stock)
     staging = out / ".writing"
     staging.mkdir(parents=True, exist_ok=True)
     try:
         stock.generation_config = model.generation_config
         stock.to(dtype).save_pretrained(staging)  # type: ignore[arg-type]
+        _name_as_published(staging, type(stock.config))
         stock_processor(model.config, processor).save_pretrained(staging)
+        difference = compare(model, type(stock).from_pretrained(staging, dtype=torch.float32).eval())
         for path in sorted(staging.iterdir()):
             path.replace(out / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Export(type(stock).__name__, stock.config.get_text_config().model_type, difference)
+
+
+def _name_as_published(folder: Path, config_class: type) -> None:
+    """The tower's tensors as published LLaVA has them, `vision_tower.vision_model.`: transformers drops that level as it
+    reads them and does not put it back, and other engines want it.
+    """
+    if config_class is not LlavaConfig:
+        return
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        save_file({_published(name): tensor for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    index = folder / INDEX
+    if index.is_file():
+        table = json.loads(index.read_text())
+        table["weight_map"] = {_published(name): file for name, file in table["weight_map"].items()}
+        index.write_text(json.dumps(table, indent=2))
+
+
+def _published(name: str) -> str:
+    tower, level = "vision_tower.", "vision_model."
+    before, found, after = name.partition(tower)
+    return f"{before}{tower}{level}{after.removeprefix(level)}" if found and before in ("", "model.") else name
 
 
 def stock_model(model: MoeLlavaForConditionalGeneration) -> PreTrainedModel:

@@ -143,7 +143,7 @@ def build_dataset(
 
 
 def stream_dataset(recipe: Recipe, stage: Stage, start: Start) -> StreamMixture:
-    """A stage's data, none of it in memory. The first process finds the rows; no features are kept, there being many."""
+    """A stage's data, none of it in memory. The first process finds the rows; features are not kept for so many."""
     folder = Path(recipe.output) / "index"
     for data in stage.data:
         processes.from_first(lambda path=data.path: len(open_rows(path, folder)))  # type: ignore[misc]
