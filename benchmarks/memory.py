@@ -16,25 +16,25 @@ import tempfile
 from pathlib import Path
 
 CASES = {
-    "llama, 25 M": {"width": 384, "layers": 6, "vocabulary": 8192, "train": "dense"},
-    "llama, 109 M": {"width": 768, "layers": 12, "vocabulary": 16384, "train": "dense"},
-    "llama, 109 M, checkpointing": {
+    "llama, small": {"width": 384, "layers": 6, "vocabulary": 8192, "train": "dense"},
+    "llama": {"width": 768, "layers": 12, "vocabulary": 16384, "train": "dense"},
+    "llama, checkpointing": {
         "width": 768,
         "layers": 12,
         "vocabulary": 16384,
         "train": "dense",
         "checkpointing": True,
     },
-    "llama, 109 M, bf16": {"width": 768, "layers": 12, "vocabulary": 16384, "train": "dense", "precision": "bf16"},
-    "llama x4, 256 M": {"width": 768, "layers": 12, "vocabulary": 16384, "train": "sparse"},
-    "llama x4, 256 M, accumulation": {
+    "llama, bf16": {"width": 768, "layers": 12, "vocabulary": 16384, "train": "dense", "precision": "bf16"},
+    "llama x4": {"width": 768, "layers": 12, "vocabulary": 16384, "train": "sparse"},
+    "llama x4, accumulation": {
         "width": 768,
         "layers": 12,
         "vocabulary": 16384,
         "train": "sparse",
         "accumulate": 2,
     },
-    "llama x4, 256 M, bf16, checkpointing": {
+    "llama x4, bf16, checkpointing": {
         "width": 768,
         "layers": 12,
         "vocabulary": 16384,
@@ -42,15 +42,15 @@ CASES = {
         "precision": "bf16",
         "checkpointing": True,
     },
-    "phi x4, 186 M": {"family": "phi", "width": 768, "layers": 12, "vocabulary": 16384, "train": "sparse"},
-    "stablelm, projector alone, 420 M": {
+    "phi x4": {"family": "phi", "width": 768, "layers": 12, "vocabulary": 16384, "train": "sparse"},
+    "stablelm, projector alone": {
         "family": "stablelm",
         "width": 1280,
         "layers": 16,
         "vocabulary": 32768,
         "train": "projector",
     },
-    "qwen2, large vocabulary, 150 M": {
+    "qwen2, large vocabulary": {
         "family": "qwen2",
         "width": 640,
         "layers": 8,

@@ -146,7 +146,8 @@ def test_the_layout_that_communicates_least_and_fits_is_advised() -> None:
     assert tight.advised.memory.total < 0.92 * 80e9
     assert none.advised is None
     assert roomy.hours is not None and tight.hours is not None
-    assert tight.hours / roomy.hours == pytest.approx(989 / 312)
+    # A tight device accumulates no more than a roomy one, and its arithmetic is the slower.
+    assert 989 / 312 * 0.75 < tight.hours / roomy.hours <= 989 / 312 * 1.01
     with pytest.raises(ValueError, match="cannot be shared by 7 devices"):
         advise("sparsify", work, parse_devices("7xA100-80GB"), 0.35)
 

@@ -53,7 +53,7 @@ class Export:
 
 
 def export(source: str | Path, out: str | Path) -> Export:
-    """Write a checkpoint of ours to `out` as stock LLaVA: written beside, read back, and kept if its logits are the model's.
+    """Write a checkpoint of ours to `out` as stock LLaVA; it is read back, and kept if its logits are the model's.
 
     Raises:
         ValueError: the stock layout cannot express this model (the reason is said), or `out` is in use.
@@ -81,8 +81,9 @@ def export(source: str | Path, out: str | Path) -> Export:
 
 
 def _name_as_published(folder: Path, config_class: type) -> None:
-    """The tower's tensors as published LLaVA has them, `vision_tower.vision_model.`: transformers drops that level as it
-    reads them and does not put it back, and other engines want it.
+    """The tower's tensors as published LLaVA names them, `vision_tower.vision_model.`.
+
+    transformers drops that level as it reads them and does not put it back; other engines want it.
     """
     if config_class is not LlavaConfig:
         return

@@ -24,7 +24,7 @@ class Work:
 
     Attributes:
         longest: tokens of the longest sample, image tokens included; `supervised` positions of it.
-        flops: of one optimizer step, over all devices.
+        flops: of one optimizer step, over all devices; `forward` those of one forward pass over its samples.
     """
 
     config: MoeLlavaConfig
@@ -35,6 +35,7 @@ class Work:
     supervised: float
     steps: int | None
     flops: float
+    forward: float
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,13 @@ def advise(name: str, work: Work, cluster: Cluster, utilisation: float) -> Advic
     options = [_option(work, layout, cluster) for layout in _layouts(name, work, cluster)]
     advised = next((option for option in options if option.micro_batch), None)
     peak = cluster.device.bf16 if work.stage.precision == "bf16" else cluster.device.fp32
-    seconds = None if work.steps is None else work.steps * work.flops / (cluster.count * peak * utilisation)
-    return Advice(cluster, options, advised, work.steps, None if seconds is None else seconds / 3600, work.longest)
+    hours = None
+    if work.steps is not None:
+        accumulates = advised is not None and (advised.micro_batch or 0) * cluster.count < work.stage.batch_size
+        # With accumulation the first choices of a whole step are counted beforehand, in a pass without gradients.
+        counting = work.forward if accumulates and work.sizes.parts.get("experts") else 0.0
+        hours = work.steps * (work.flops + counting) / (cluster.count * peak * utilisation) / 3600
+    return Advice(cluster, options, advised, work.steps, hours, work.longest)
 
 
 def _layouts(name: str, work: Work, cluster: Cluster) -> list[Distributed]:

@@ -108,6 +108,7 @@ def _work(
         supervised=longest - config.image_seq_length,
         steps=steps,
         flops=tokens * (forward + backward + again),
+        forward=tokens * forward,
     )
 
 
