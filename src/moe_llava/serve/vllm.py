@@ -2,9 +2,9 @@
 
 
 def register() -> None:
-    """Make transformers' Auto classes know our configuration, model and processor; vLLM's Transformers backend asks them.
+    """Make transformers know our configuration, model and processor, as vLLM's Transformers backend asks it for them.
 
-    The backend looks a model's class up in transformers itself, so it is put there. It runs transformers' modelling code
+    The backend looks a model's class up in transformers itself, so it is put there. It runs a family's modelling code
     with attention, linear layers and experts replaced by its own: a decoder must pass keyword arguments on to its
     attention (StableLM's does not) and have experts without biases (Phi's have them).
     """
