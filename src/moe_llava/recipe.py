@@ -67,10 +67,12 @@ class Model(Part):
 class Data(Part):
     """One file of conversations; `weight` is its sampling rate: 0.5 reads half of it, 2 reads it twice an epoch.
 
-    `samples` and `text_tokens` (mean of a sample) state its size for a dry run without the file.
+    `samples` and `text_tokens` (mean of a sample) state its size for a dry run without the file. `stream` reads rows as
+    they are trained on instead of all at first; Parquet, tar shards, patterns and Hugging Face data sets always are.
     """
 
     path: str
+    stream: bool = False
     images: str | None = None
     weight: float = Field(default=1.0, gt=0)
     samples: int | None = Field(default=None, ge=1)
@@ -101,6 +103,21 @@ def _rate(value: Any) -> Any:
     return {"lr": value} if isinstance(value, (int, float)) else value
 
 
+class Questions(Part):
+    """Questions with known answers (JSONL)."""
+
+    path: str
+    images: str | None = None
+
+
+class Evaluation(Questions):
+    """Questions that the model answers every `every` steps while it trains."""
+
+    every: int = Field(ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    max_new_tokens: int = Field(default=16, ge=1)
+
+
 class Stage(Part):
     """One stage of training.
 
@@ -111,6 +128,8 @@ class Stage(Part):
         steps: optimizer steps; where given, `epochs` does not count.
         batch_size: samples of one optimizer step, over all devices.
         micro_batch_size: samples of one forward pass on one device; accumulation fills the rest.
+        workers: processes that read ahead, on each device.
+        evaluate: questions to answer while it trains; the share answered exactly is in the log as `accuracy`.
     """
 
     train: dict[Group, Annotated[Trainable, BeforeValidator(_rate)]]
@@ -133,6 +152,8 @@ class Stage(Part):
     on_error: Literal["raise", "skip"] = "raise"
     log_every: int = Field(default=10, ge=1)
     save_every: int = Field(default=500, ge=1)
+    workers: int = Field(default=0, ge=0)
+    evaluate: Evaluation | None = None
 
     @model_validator(mode="after")
     def _is_trainable(self) -> "Stage":
@@ -143,11 +164,29 @@ class Stage(Part):
         return self
 
 
-class Questions(Part):
-    """Questions with known answers (JSONL), answered by the models of the report."""
+class Distributed(Part):
+    """How the processes that `torchrun` or `accelerate launch` starts share a model.
 
-    path: str
-    images: str | None = None
+    Attributes:
+        layout: `ddp`: each holds all of it; `fsdp`: each holds a share of every layer (FSDP2); `fsdp_ep`: that, and
+            each expert lives on one process of a group, to which its tokens travel.
+        expert_parallel: processes of such a group; by default as many as divide both experts and processes.
+        replicas: whole copies that FSDP keeps, usually one a host: then only gradients travel between hosts.
+        cpu_offload: FSDP keeps its shares, gradients and optimizer in the host's memory.
+    """
+
+    layout: Literal["ddp", "fsdp", "fsdp_ep"] = "ddp"
+    expert_parallel: int | None = Field(default=None, ge=1)
+    replicas: int = Field(default=1, ge=1)
+    cpu_offload: bool = False
+
+    @model_validator(mode="after")
+    def _fits_its_layout(self) -> "Distributed":
+        if self.layout == "ddp" and (self.replicas > 1 or self.cpu_offload):
+            raise ValueError('`replicas` and `cpu_offload` need layout = "fsdp" or "fsdp_ep"')
+        if self.layout != "fsdp_ep" and self.expert_parallel is not None:
+            raise ValueError('`expert_parallel` needs layout = "fsdp_ep"')
+        return self
 
 
 class Report(Part):
@@ -167,6 +206,7 @@ class Recipe(Part):
     output: str
     seed: int = 0
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    distributed: Distributed = Distributed()
     model: Model | None = None
     stages: dict[str, Stage] = Field(min_length=1)
     report: Report | None = None

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from moe_llava.recipe import load_recipe
-from moe_llava.train.build import build_stage
+from moe_llava.train import processes
 from moe_llava.train.run import build_dataset, build_trainer
 from moe_llava.train.stages import prepare
+from moe_llava.train.start import build_start
 
 
 class SaveGradients(TrainerCallback):
@@ -28,10 +29,12 @@ class SaveGradients(TrainerCallback):
 def main(recipe: str, path: str, overrides: dict[str, str]) -> None:
     torch.set_num_threads(1)
     loaded = load_recipe(recipe, {"stages.sparsify.steps": "1", "stages.sparsify.max_grad_norm": "1e9", **overrides})
-    model, processor = build_stage(loaded, "sparsify")
+    processes.join()
+    start = build_start(loaded, "sparsify", Console(quiet=True))
+    dataset, _ = build_dataset(loaded, loaded.stages["sparsify"], start, Console(quiet=True))
+    model = start.shared_out()
     groups, _ = prepare(model, loaded.stages["sparsify"].train)
-    dataset, _ = build_dataset(loaded, loaded.stages["sparsify"], model, processor, Console(quiet=True))
-    trainer = build_trainer(loaded, "sparsify", model, groups, dataset, processor)
+    trainer = build_trainer(loaded, "sparsify", model, groups, dataset, start.processor.tokenizer.pad_token_id)
     trainer.add_callback(SaveGradients(model, Path(path)))
     trainer.train()
 

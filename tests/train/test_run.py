@@ -111,7 +111,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(
     assert not (tmp_path / "sparsify" / "stage.json").exists()
     torn = tmp_path / stage / "checkpoints" / ".writing" / "checkpoint-99"
     torn.mkdir(parents=True, exist_ok=True)
-    (torn / "trained.safetensors").write_bytes(b"half")
+    (torn / "__0_0.distcp").write_bytes(b"half")
     done = run(tiny, tmp_path, "--resume")
     assert done.returncode == 0, done.stderr
     assert "continues from" in done.stdout

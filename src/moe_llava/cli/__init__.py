@@ -13,6 +13,7 @@ from moe_llava.cli import (
     data,
     env,
     evaluate,
+    export,
     inspect,
     quantize,
     route,
@@ -84,6 +85,21 @@ def parse_overrides(rest: Sequence[str]) -> dict[str, str]:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="moe-llava", description="Sparse vision-language models by MoE-Tuning.")
     verbs = Verbs(parser)
-    for room in (train, chat, serve, convert, quantize, inspect, data, evaluate, route, audit, surgery, bench, env):
+    for room in (
+        train,
+        chat,
+        serve,
+        convert,
+        export,
+        quantize,
+        inspect,
+        data,
+        evaluate,
+        route,
+        audit,
+        surgery,
+        bench,
+        env,
+    ):
         room.add_to(verbs)
     return parser

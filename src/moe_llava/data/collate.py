@@ -20,6 +20,8 @@ class Collator:
     `image_features` (image, tokens, width) with the images of all samples in order, if there are any. Samples with
     and without images mix freely.
 
+    Empty samples are rows that a stream skipped: they are left out and counted in `skipped`.
+
     Raises:
         ValueError: if some samples carry pixels and others features.
     """
@@ -27,6 +29,15 @@ class Collator:
     pad_token_id: int
 
     def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        skipped = sum(not sample for sample in samples)
+        batch = self._collate([sample for sample in samples if sample] or [self._nothing()])
+        return batch | {"skipped": torch.tensor(skipped)} if skipped else batch
+
+    def _nothing(self) -> dict[str, Tensor]:
+        """A sample that teaches nothing, where all of a batch were skipped: its process keeps step with the others."""
+        return {"input_ids": torch.tensor([self.pad_token_id]), "labels": torch.tensor([IGNORE_INDEX])}
+
+    def _collate(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         input_ids = [sample["input_ids"] for sample in samples]
         labels = [sample["labels"] for sample in samples]
         masks = [torch.ones_like(ids) for ids in input_ids]

@@ -1,5 +1,6 @@
 """LLaVA JSON and messages JSON Lines -> `Conversation`. Every error names file, line and field."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +75,18 @@ def scan(
     return conversations, problems
 
 
+def parse(
+    value: Any, source: str, folder: Path, files: Container[str] = ()
+) -> tuple[Conversation | None, list[Problem]]:
+    """One item in either form -> a conversation, or all that is wrong with it.
+
+    `files` are names of images that come with the item; others are paths below `folder` and must exist.
+    """
+    parser = _Parser(source, folder, files)
+    conversation = parser.parse(value)
+    return (None if parser.problems else conversation), parser.problems
+
+
 def _broken_images(conversation: Conversation, decoded: dict[Path, str | None]) -> list[Problem]:
     problems = []
     for path in conversation.images:
@@ -96,9 +109,10 @@ def _decode_error(path: Path) -> str | None:
 class _Parser:
     """One record -> one Conversation, or the list of all that is wrong with it in `problems`."""
 
-    def __init__(self, source: str, folder: Path) -> None:
+    def __init__(self, source: str, folder: Path, files: Container[str] = ()) -> None:
         self.source = source
         self.folder = folder
+        self.files = files
         self.problems: list[Problem] = []
 
     def parse(self, value: Any) -> Conversation | None:
@@ -207,6 +221,8 @@ class _Parser:
         return tuple(self._resolve(next(remaining) if slot is None else slot) for slot in slots)
 
     def _resolve(self, name: str) -> Path:
+        if name in self.files:
+            return Path(name)
         if name.startswith(("http://", "https://", "data:")):
             self._report("image", f"{name[:60]} is not a file; download it and give its path")
             return Path()

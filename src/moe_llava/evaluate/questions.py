@@ -9,7 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.generate.engine import Decoding, Engine, Request, place_images
+from moe_llava.model import MoeLlavaForConditionalGeneration
+from moe_llava.recipe import Evaluation
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,14 @@ def ask(
             batch_size=batch_size,
             progress=bar.update,
         )
+
+
+def examine(model: MoeLlavaForConditionalGeneration, processor: MoeLlavaProcessor, evaluation: Evaluation) -> float:
+    """Share of a stage's questions that a model answers exactly, while it trains."""
+    questions = read_questions(evaluation.path, evaluation.images)[: evaluation.limit]
+    decoding = Decoding(max_new_tokens=evaluation.max_new_tokens)
+    answers = Engine(model, processor).answer([question.request() for question in questions], decoding)
+    return float(accuracy(questions, answers)["accuracy"])
 
 
 def is_right(answer: str, accepted: Sequence[str]) -> bool:

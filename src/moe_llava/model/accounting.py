@@ -56,6 +56,14 @@ class Accounting:
         attention = 4 * self.num_layers * self.hidden_size * context
         return 2 * matrices + attention
 
+    def training_flops_per_token(self, length: float) -> float:
+        """Of one forward pass over a sequence of `length` tokens, a token: attention sees half of them on average.
+
+        The tower is not counted: a frozen one's features are computed before.
+        """
+        matrices = self.flops_per_token(0) + 2 * self.parts["projector"]
+        return matrices + 2 * self.num_layers * self.hidden_size * length
+
     def cache_bytes_per_token(self, bytes_per_number: int = 2) -> int:
         """Keys and values that one token leaves in the cache."""
         return 2 * self.num_layers * self.key_value_width * bytes_per_number

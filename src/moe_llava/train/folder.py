@@ -20,6 +20,7 @@ from moe_llava.train.trainer import checkpoints
 DONE = "stage.json"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+START = "start"
 
 
 def is_complete(folder: Path) -> bool:
@@ -75,6 +76,7 @@ def complete(
             "make room, then run the same command with --resume."
         ) from error
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(folder / START, ignore_errors=True)
 
 
 def environment() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a recipe would do, from shapes alone: trainables, parameters, steps, tokens, memory."""
 
-import math
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,16 @@ from transformers import AutoConfig, PreTrainedConfig
 from moe_llava.checkpoint.hub import fetch
 from moe_llava.checkpoint.published import published_config
 from moe_llava.data.conversation import read_conversations
+from moe_llava.data.stream import open_rows
+from moe_llava.data.stream.sources import streams
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
 from moe_llava.model.accounting import Accounting, account, account_model
 from moe_llava.model.config import moe_layers, sparse_text_config
 from moe_llava.model.vision import tower_shape
-from moe_llava.recipe import Recipe, Stage, load_recipe
+from moe_llava.recipe import Data, Distributed, Recipe, Stage, load_recipe
+from moe_llava.train.advice import Work
+from moe_llava.train.memory import Batch, Memory, Sizes, device_memory, owners_of
+from moe_llava.train.probe import probe
 from moe_llava.train.stages import TrainingGroup, prepare
 from moe_llava.train.trainer import optimizer_steps
 
@@ -25,23 +30,12 @@ CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes on one device of plain data parallelism, an estimate: fp32 weights, gradients and AdamW's two moments of
-    what trains, and the activations of one micro-batch."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-
-@dataclass(frozen=True)
 class StagePlan:
-    """One stage before it runs. `samples`, `steps` and `tokens` are `None` where neither files nor recipe say."""
+    """One stage before it runs. `samples`, `steps` and `tokens` are `None` where neither files nor recipe say.
+
+    `memory` is that of one device of plain data parallelism, with the stage's micro-batch of its longest samples;
+    `work` is what `advise` needs to know of it.
+    """
 
     name: str
     groups: list[TrainingGroup]
@@ -50,6 +44,7 @@ class StagePlan:
     steps: int | None
     tokens: int | None
     memory: Memory
+    work: Work
 
 
 def plan(recipe: Recipe, stages: Iterable[str] | None = None) -> list[StagePlan]:
@@ -70,22 +65,59 @@ def _plan_stage(recipe: Recipe, name: str) -> StagePlan:
     if config.tie_word_embeddings:
         model.tie_weights()
     accounting = account_model(model)
+    owners = owners_of(model)
     groups, _ = prepare(model, stage.train)
+    sizes = Sizes.of(model, {id(one) for group in groups for one in group.parameters}, owners)
     samples, text_tokens = _data_size(recipe, stage)
     steps = stage.steps
     if steps is None and samples is not None:
         steps = optimizer_steps(samples, stage.batch_size, stage.epochs or 1.0)
-    seen = steps * stage.batch_size if steps is not None else None
     per_sample = text_tokens + config.image_seq_length
+    work = _work(recipe, stage, config, accounting, sizes, per_sample, steps)
     return StagePlan(
         name=name,
         groups=groups,
         accounting=accounting,
         samples=samples,
         steps=steps,
-        tokens=int(seen * per_sample) if seen is not None else None,
-        memory=_memory(stage, config, accounting, groups, per_sample),
+        tokens=None if steps is None else int(steps * stage.batch_size * per_sample),
+        memory=_plain_memory(work),
+        work=work,
     )
+
+
+def _work(
+    recipe: Recipe,
+    stage: Stage,
+    config: MoeLlavaConfig,
+    accounting: Accounting,
+    sizes: Sizes,
+    per_sample: float,
+    steps: int | None,
+) -> Work:
+    """Memory is that of the longest sample which the recipe lets pass, all of its text supervised; time the mean's."""
+    longest = max(float(recipe.model.max_length) if recipe.model else 0.0, per_sample)
+    tokens = stage.batch_size * per_sample
+    forward = accounting.training_flops_per_token(per_sample)
+    backward = forward * (1 + sum(sizes.trained.values()) / sum(sizes.parts.values()))
+    again = forward if stage.gradient_checkpointing else 0.0
+    return Work(
+        config=config,
+        stage=stage,
+        sizes=sizes,
+        probe=probe(config, stage),
+        longest=longest,
+        supervised=longest - config.image_seq_length,
+        steps=steps,
+        flops=tokens * (forward + backward + again),
+        forward=tokens * forward,
+    )
+
+
+def _plain_memory(work: Work) -> Memory:
+    samples = work.stage.micro_batch_size or work.stage.batch_size
+    batch = Batch(samples, work.longest, work.supervised, accumulates=samples < work.stage.batch_size)
+    return device_memory(work.config, work.stage, work.sizes, work.probe, batch, Distributed(), 1)
 
 
 def stage_config(recipe: Recipe, name: str) -> MoeLlavaConfig:
@@ -167,7 +199,9 @@ def _data_size(recipe: Recipe, stage: Stage) -> tuple[int | None, float]:
     """Samples of one epoch, and mean text tokens a sample: stated, or estimated from the files' characters."""
     samples, tokens = 0.0, 0.0
     for data in stage.data:
-        if Path(data.path).is_file():
+        if data.samples is None and (data.stream or streams(data.path)):
+            size, text = _stream_size(data, Path(recipe.output) / "index")
+        elif Path(data.path).is_file():
             conversations = read_conversations(data.path, data.images)
             size = len(conversations)
             characters = sum(len(message.content) for one in conversations for message in one.messages)
@@ -182,23 +216,11 @@ def _data_size(recipe: Recipe, stage: Stage) -> tuple[int | None, float]:
     return round(samples), min(mean, recipe.model.max_length) if recipe.model else mean
 
 
-def _memory(
-    stage: Stage, config: MoeLlavaConfig, accounting: Accounting, groups: list[TrainingGroup], tokens: float
-) -> Memory:
-    """Activations: about 16 numbers per hidden unit and 3 per activated inner unit of each layer, or with
-    checkpointing one per hidden unit and one layer in full; logits in fp32 at half of the text positions."""
-    text = config.text_config
-    trained = sum(group.count for group in groups)
-    width = 2 if stage.precision == "bf16" else 4
-    positions = (stage.micro_batch_size or stage.batch_size) * math.ceil(tokens)
-    layer = positions * (16 * text.hidden_size + 3 * accounting.top_k * text.intermediate_size) * width
-    if stage.gradient_checkpointing:
-        activations = layer + positions * text.hidden_size * text.num_hidden_layers * width
-    else:
-        activations = layer * text.num_hidden_layers
-    supervised = max(positions - (stage.micro_batch_size or stage.batch_size) * config.image_seq_length, 0) // 2
-    logits = supervised * text.vocab_size * 4 * 2
-    return Memory(4 * accounting.total, 4 * trained, 8 * trained, activations + logits)
+def _stream_size(data: Data, index: Path) -> tuple[int, float]:
+    """Rows of a stream, and the mean text tokens of its first hundred."""
+    rows = open_rows(data.path, index)
+    texts = [len(json.dumps(rows[number].value, default=str)) for number in range(min(len(rows), 100))]
+    return len(rows), sum(texts) / max(len(texts), 1) / CHARACTERS_PER_TOKEN
 
 
 def plan_table(plans: list[StagePlan]) -> list[RenderableType]:

@@ -1,6 +1,5 @@
 """A recipe, run: stage after stage, each ending in a complete checkpoint."""
 
-import os
 import resource
 import time
 from collections.abc import Iterable
@@ -11,26 +10,40 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from moe_llava.data.collate import Collator
 from moe_llava.data.conversation import scan
-from moe_llava.data.dataset import ConversationDataset, LengthGroupedSampler, Mixture, mixture
+from moe_llava.data.dataset import ConversationDataset, LengthGroupedSampler, Mixture, Sample, mixture
 from moe_llava.data.features import FeatureStore, tower_key
 from moe_llava.data.problems import DataError, Problem
-from moe_llava.data.processor import MoeLlavaProcessor
+from moe_llava.data.stream import BlockShuffle, StreamDataset, StreamMixture, open_rows
+from moe_llava.data.stream.sources import streams
 from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.recipe import Recipe, Stage
 from moe_llava.train import folder as stage_folder
-from moe_llava.train.build import build_stage
+from moe_llava.train import processes
 from moe_llava.train.callbacks import MetricsFile, ProgressBar
+from moe_llava.train.examination import Examination, Examine
+from moe_llava.train.layout import check_stage, whole_model
 from moe_llava.train.stages import TrainingGroup, prepare
+from moe_llava.train.start import Start, build_start
 from moe_llava.train.trainer import MoeTrainer, optimizer_steps
 
 
-def train(recipe: Recipe, stages: Iterable[str] | None = None, *, resume: bool = False, console: Console) -> None:
+def train(
+    recipe: Recipe,
+    stages: Iterable[str] | None = None,
+    *,
+    resume: bool = False,
+    console: Console,
+    examine: Examine | None = None,
+) -> None:
     """Run the stages of a recipe in order (or those named). Finished ones are skipped with `resume`.
+
+    `examine` answers a stage's `evaluate` questions with the model so far and returns the share that is right.
 
     Raises:
         ValueError: a stage's folder is in use, its data or parts are wrong; each says what to do.
@@ -40,35 +53,46 @@ def train(recipe: Recipe, stages: Iterable[str] | None = None, *, resume: bool =
     if unknown := [name for name in names if name not in recipe.stages]:
         raise ValueError(f"Unknown stages {unknown}: {recipe.name} has {', '.join(recipe.stages)}.")
     _check_trackers(recipe)
-    if _is_first_process():
-        for name in names:
-            stage_folder.check_writable(recipe.folder(name), resume)
-    else:
-        console.quiet = True
     for name in names:
-        if stage_folder.is_complete(recipe.folder(name)):
-            console.print(f"{name}: finished before, in {recipe.folder(name)}")
+        check_stage(name, recipe.stages[name], recipe.distributed)
+    with processes.one_for_all(recipe.output):
+        processes.join()
+        if processes.is_first():
+            for name in names:
+                stage_folder.check_writable(recipe.folder(name), resume)
         else:
-            run_stage(recipe, name, console)
+            console.quiet = True
+        processes.wait()
+        for name in names:
+            if stage_folder.is_complete(recipe.folder(name)):
+                console.print(f"{name}: finished before, in {recipe.folder(name)}")
+            else:
+                run_stage(recipe, name, console, examine)
 
 
-def run_stage(recipe: Recipe, name: str, console: Console) -> None:
+def run_stage(recipe: Recipe, name: str, console: Console, examine: Examine | None = None) -> None:
     """Train one stage to its end, from its last checkpoint if there is one."""
     started = time.perf_counter()
     stage, folder = recipe.stages[name], recipe.folder(name)
-    model, processor = build_stage(recipe, name, console)
+    start = build_start(recipe, name, console)
+    dataset, skipped = build_dataset(recipe, stage, start, console)
+    model, processor = start.shared_out(), start.processor
     groups, adapters = prepare(model, stage.train)
-    dataset, skipped = build_dataset(recipe, stage, model, processor, console)
     _describe(recipe, name, groups, model, console)
-    trainer = build_trainer(recipe, name, model, groups, dataset, processor)
+    trainer = build_trainer(recipe, name, model, groups, dataset, processor.tokenizer.pad_token_id)
+    if stage.evaluate:
+        assert examine is not None, "whoever runs stages that evaluate says how"
+        trainer.add_callback(Examination(trainer, processor, stage.evaluate, examine, folder / stage_folder.METRICS))
     checkpoint = stage_folder.last_checkpoint(folder)
     if checkpoint:
         console.print(f"{name}: continues from {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.accelerator.wait_for_everyone()
+    processes.wait()
     if adapters:
         adapters.merge()
-    if trainer.is_world_process_zero():
+    vars(model.config).pop("use_cache", None)  # the Trainer turns it off, and would have it off for those who generate
+    finished = whole_model(model)
+    if finished is not None and processes.is_first():
         summary = {
             "stage": name,
             "steps": trainer.state.global_step,
@@ -76,24 +100,23 @@ def run_stage(recipe: Recipe, name: str, console: Console) -> None:
             "seconds": round(time.perf_counter() - started, 1),
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "skipped_samples": [str(problem) for problem in skipped],
+            "skipped_rows": trainer.skipped,
         }
         # Weights train in fp32 under autocast; their last bits are not worth twice the disk.
         dtype = torch.bfloat16 if stage.precision == "bf16" else torch.float32
-        stage_folder.complete(folder, model.eval().to(dtype), processor, summary)
-    trainer.accelerator.wait_for_everyone()
+        stage_folder.complete(folder, finished.eval().to(dtype), processor, summary)
+    processes.wait()
 
 
 def build_dataset(
-    recipe: Recipe,
-    stage: Stage,
-    model: MoeLlavaForConditionalGeneration,
-    processor: MoeLlavaProcessor,
-    console: Console,
-) -> tuple[Mixture, list[Problem]]:
+    recipe: Recipe, stage: Stage, start: Start, console: Console
+) -> tuple[Mixture | StreamMixture, list[Problem]]:
     """Read, check and mix a stage's data; features of a frozen tower come from the store.
 
     Also returns the problems of the samples that were left out.
     """
+    if any(data.stream or streams(data.path) for data in stage.data):
+        return stream_dataset(recipe, stage, start), []
     parts, skipped = [], []
     for data in stage.data:
         # A sample may be skipped only if its images are known to open, before the tower meets them.
@@ -103,11 +126,14 @@ def build_dataset(
         parts.append((conversations, data.weight))
         skipped += problems
     store = None
-    if model.config.vision_config is not None and "vision_tower" not in stage.train:
+    if start.config.vision_config is not None and "vision_tower" not in stage.train:
         images = sorted({path for conversations, _ in parts for one in conversations for path in one.images})
-        store = image_features(model, processor, images, Path(recipe.output) / "features") if images else None
+        folder = Path(recipe.output) / "features"
+        if images:
+            # The first process computes them; the others read what it wrote.
+            store = FeatureStore(processes.from_first(lambda: image_features(start, images, folder).directory))
     datasets = [
-        (ConversationDataset(conversations, processor, store, on_error=stage.on_error), weight)
+        (ConversationDataset(conversations, start.processor, store, on_error=stage.on_error), weight)
         for conversations, weight in parts
     ]
     skipped += [problem for dataset, _ in datasets for problem in dataset.skipped]
@@ -116,10 +142,23 @@ def build_dataset(
     return mixture(datasets, seed=recipe.seed), skipped
 
 
-def image_features(
-    model: MoeLlavaForConditionalGeneration, processor: MoeLlavaProcessor, images: list[Path], folder: Path
-) -> FeatureStore:
+def stream_dataset(recipe: Recipe, stage: Stage, start: Start) -> StreamMixture:
+    """A stage's data, none of it in memory. The first process finds the rows; features are not kept for so many."""
+    folder = Path(recipe.output) / "index"
+    for data in stage.data:
+        processes.from_first(lambda path=data.path: len(open_rows(path, folder)))  # type: ignore[misc]
+    parts = []
+    for data in stage.data:
+        images = data.images or Path(data.path).parent
+        rows = open_rows(data.path, folder)
+        parts.append((StreamDataset(rows, start.processor, images, on_error=stage.on_error), data.weight))
+    return StreamMixture(parts, recipe.seed)
+
+
+def image_features(start: Start, images: list[Path], folder: Path) -> FeatureStore:
     """Patch features of images under the model's frozen tower, computed once."""
+    model, processor = start.model, start.processor
+    assert model is not None
     tower, config = model.model.vision_tower.eval(), model.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tower.to(device, memory_format=torch.channels_last)  # a quarter faster for convolutions
@@ -140,20 +179,24 @@ def build_trainer(
     name: str,
     model: MoeLlavaForConditionalGeneration,
     groups: list[TrainingGroup],
-    dataset: Mixture,
-    processor: MoeLlavaProcessor,
+    dataset: Dataset[Sample],
+    pad_token_id: int,
 ) -> MoeTrainer:
     """A trainer for one stage; the same samples make a step however many devices share it."""
     stage, folder = recipe.stages[name], recipe.folder(name)
-    arguments = training_arguments(recipe, stage, folder, len(dataset))
-    sampler = LengthGroupedSampler(dataset.lengths, stage.batch_size, recipe.seed) if stage.group_by_length else None
+    arguments = training_arguments(recipe, stage, folder, len(dataset))  # type: ignore[arg-type]
+    sampler: Sampler[int] | None = None
+    if isinstance(dataset, StreamMixture):
+        sampler = BlockShuffle(dataset.blocks, len(dataset), seed=recipe.seed)
+    elif stage.group_by_length and isinstance(dataset, Mixture):
+        sampler = LengthGroupedSampler(dataset.lengths, stage.batch_size, recipe.seed)
     trainer = MoeTrainer(
         groups=groups,
         sampler=sampler,
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(processor.tokenizer.pad_token_id),
+        data_collator=Collator(pad_token_id),
         callbacks=[
             MetricsFile(folder / stage_folder.METRICS),
             ProgressBar(f"{recipe.name} {name}"),
@@ -187,10 +230,12 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, num_samples: 
         logging_steps=stage.log_every,
         logging_nan_inf_filter=False,
         save_steps=stage.save_every,
+        save_only_model=True,  # the trainer writes optimizer and schedule itself
         report_to=[tracker for tracker in recipe.trackers if tracker != "tensorboard"] or "none",
         project=recipe.name,
         run_name=f"{recipe.name}-{folder.name}",
         remove_unused_columns=False,
+        dataloader_num_workers=stage.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
@@ -211,7 +256,7 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, num_samples: 
 
 def _tensorboard(recipe: Recipe, folder: Path) -> list[TrainerCallback]:
     """TensorBoard's events go beside `metrics.jsonl`: where the Trainer puts them, they end with its checkpoints."""
-    if "tensorboard" not in recipe.trackers or not _is_first_process():
+    if "tensorboard" not in recipe.trackers or not processes.is_first():
         return []
     from torch.utils.tensorboard import SummaryWriter
 
@@ -229,7 +274,7 @@ def _describe(
 ) -> None:
     """Print what trains and save it, with the recipe and the environment, before the first step."""
     folder = recipe.folder(name)
-    if not _is_first_process():
+    if not processes.is_first():
         return
     total = sum(parameter.numel() for parameter in model.parameters())
     console.print(trainable_table(name, groups, total))
@@ -240,11 +285,6 @@ def _describe(
     stage_folder.write_json(folder / "trainables.json", {"total_parameters": total, "groups": rows})
     stage_folder.write_json(folder / "environment.json", stage_folder.environment())
     (folder / "recipe.toml").write_text(recipe.to_toml())
-
-
-def _is_first_process() -> bool:
-    """Whether this is the process that writes: the first that torchrun or accelerate started, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def trainable_table(name: str, groups: list[TrainingGroup], total: int) -> Table:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
@@ -17,10 +16,11 @@ from transformers import Trainer
 from moe_llava.model.balance import first_choices, stack_real_tokens
 from moe_llava.model.config import moe_layers
 from moe_llava.model.moe_llava import MoeLlavaForConditionalGeneration
+from moe_llava.train import snapshot
 from moe_llava.train.health import RoutingHealth
 from moe_llava.train.stages import TrainingGroup
 
-TRAINED_TENSORS = "trained.safetensors"
+SCHEDULE = "scheduler.pt"
 
 
 class MoeTrainer(Trainer):
@@ -30,6 +30,8 @@ class MoeTrainer(Trainer):
     is divided by the supervised tokens of the whole step. The balance loss is no sum over tokens, so it is given the
     first choices of the whole step: reduced over processes, and with accumulation counted in a pass without gradients
     before the step (its cost: one forward pass a micro-batch).
+
+    `skipped` counts the rows that a stream left out, on all processes, since this run began.
     """
 
     loss_is_scaled_for_ga = True
@@ -37,9 +39,13 @@ class MoeTrainer(Trainer):
 
     def __init__(self, *, groups: list[TrainingGroup], sampler: Sampler[int] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        # A weight is cast once a pass: to keep the casts would cost half the model again, and undo its sharing out.
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         self._groups = groups
         self._sampler = sampler
         self._step_counts: Tensor | None = None
+        self._skipped_here = 0
+        self.skipped = 0
         self._writing: str | None = None
         self._start_interval()
 
@@ -49,7 +55,7 @@ class MoeTrainer(Trainer):
             RoutingHealth(getattr(text_config, "num_experts_per_tok", 1)) if moe_layers(text_config) else None
         )
         self._language_loss = 0.0
-        self._interval = (time.perf_counter(), 0, self.state.global_step)
+        self._interval = (time.perf_counter(), 0, 0)
 
     # Optimizer and order of samples
 
@@ -72,6 +78,9 @@ class MoeTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        seconds, tokens, steps = self._interval
+        self._interval = (seconds, tokens, steps + 1)
+        self._skipped_here += sum(int(batch.pop("skipped", 0)) for batch in batches)
         self._step_counts = None
         if len(batches) > 1 and self._balances:
             self._step_counts = self._count_first_choices(batches)
@@ -115,8 +124,8 @@ class MoeTrainer(Trainer):
             loss = loss + router_loss
             assert self._health is not None
             self._health.update(real)
-        seconds, tokens, step = self._interval
-        self._interval = (seconds, tokens + int(inputs["attention_mask"].sum()), step)
+        seconds, tokens, steps = self._interval
+        self._interval = (seconds, tokens + int(inputs["attention_mask"].sum()), steps)
         self._language_loss += outputs.language_loss.detach().item()
         # Gradients are averaged over processes, while each process holds its share of a sum.
         loss = loss * self.accelerator.num_processes
@@ -133,10 +142,16 @@ class MoeTrainer(Trainer):
         super().log(logs, start_time)
 
     def _interval_figures(self) -> dict[str, float]:
-        started, tokens, first_step = self._interval
-        steps = max(self.state.global_step - first_step, 1)
-        sums = self._reduced(torch.tensor([self._language_loss, float(tokens)], device=self.args.device)).tolist()
-        figures = {"language_loss": sums[0] / steps, "tokens_per_second": sums[1] / (time.perf_counter() - started)}
+        started, tokens, steps = self._interval
+        here = [self._language_loss, float(tokens), float(self._skipped_here)]
+        sums = self._reduced(torch.tensor(here, device=self.args.device)).tolist()
+        self.skipped = int(sums[2])
+        figures = {
+            "language_loss": sums[0] / max(steps, 1),
+            "tokens_per_second": sums[1] / (time.perf_counter() - started),
+        }
+        if self.skipped:
+            figures["skipped_rows"] = self.skipped
         if self._health:
             if self.accelerator.num_processes > 1:
                 self._health.reduce(self._reduced)
@@ -154,14 +169,19 @@ class MoeTrainer(Trainer):
         folder = Path(self.args.output_dir or "")
         self._writing = str(folder / ".writing")
         try:
+            if self.args.should_save:
+                shutil.rmtree(folder / ".writing", ignore_errors=True)  # what a killed run left
+                (folder / ".writing" / name).mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
+            self._save_progress(folder / ".writing" / name)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 shutil.rmtree(folder / name, ignore_errors=True)
                 (folder / ".writing" / name).rename(folder / name)
                 for older in checkpoints(folder)[:-1]:
                     shutil.rmtree(older)
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except OSError as error:
             raise OSError(
                 f"Could not write {folder / name}: {error}. The last good checkpoint is untouched: "
                 "make room, then run the same command with --resume."
@@ -171,23 +191,30 @@ class MoeTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Nothing: weights are written with the optimizer, see `_save_progress`."""
+
+    def _save_progress(self, folder: Path) -> None:
         """What trains is all that differs from the stage's starting point, which is on disk already."""
-        folder = Path(output_dir or self.args.output_dir or "")
-        folder.mkdir(parents=True, exist_ok=True)
-        trained = {name: tensor.detach() for name, tensor in self.model.named_parameters() if tensor.requires_grad}
-        save_file({name: tensor.contiguous() for name, tensor in trained.items()}, folder / TRAINED_TENSORS)
+        snapshot.save(folder, self.model, self._plain_optimizer())
+        if self.args.should_save:
+            assert self.lr_scheduler is not None
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULE)
+        self._save_rng_state(str(folder))
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        """Without accelerate's wrapper."""
+        assert self.optimizer is not None
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / TRAINED_TENSORS)
-        trained = {name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad}
-        if saved.keys() != trained.keys():
-            raise ValueError(
-                f"{resume_from_checkpoint} holds other parameters than this stage trains: the recipe has changed. "
-                "Restore it, or train into another output."
-            )
-        with torch.no_grad():
-            for name, tensor in saved.items():
-                trained[name].copy_(tensor)
+        snapshot.load_weights(Path(resume_from_checkpoint), self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        assert self.lr_scheduler is not None
+        snapshot.load_optimizer(Path(checkpoint), self.model, self._plain_optimizer())
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULE, weights_only=True))
 
 
 def checkpoints(folder: Path) -> list[Path]:

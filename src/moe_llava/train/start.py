@@ -1,0 +1,62 @@
+"""What a stage begins with, on every process: whole in each, or read back in shares."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from moe_llava.checkpoint.folder import load_processor, read_config, save_model
+from moe_llava.data.processor import MoeLlavaProcessor
+from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
+from moe_llava.recipe import Distributed, Recipe
+from moe_llava.train import folder as stage_folder
+from moe_llava.train import processes
+from moe_llava.train.build import build_stage
+from moe_llava.train.layout import distributed_config, load_sharded
+
+
+@dataclass
+class Start:
+    """A stage's beginning.
+
+    Attributes:
+        model: the whole model; in a sharded layout the first process alone has it, until it is shared out.
+        folder: where a sharded layout reads its shares.
+    """
+
+    config: MoeLlavaConfig
+    processor: MoeLlavaProcessor
+    model: MoeLlavaForConditionalGeneration | None
+    distributed: Distributed
+    folder: Path
+
+    def shared_out(self) -> MoeLlavaForConditionalGeneration:
+        """The model as this process trains it. The whole one is let go."""
+        model, self.model = self.model, None
+        sharding = distributed_config(self.distributed, self.config, processes.count())
+        if sharding is None:
+            assert model is not None
+            return model
+        del model
+        return load_sharded(self.folder, sharding)
+
+
+def build_start(recipe: Recipe, name: str, console: Console) -> Start:
+    """Compose, load or upcycle as the stage says. For a sharded layout the first process does so and writes the model
+    to the stage's folder, so that no other ever holds all of it.
+    """
+    folder = recipe.folder(name) / stage_folder.START
+    if recipe.distributed.layout == "ddp" or processes.count() == 1:
+        model, processor = build_stage(recipe, name, console)
+        return Start(model.config, processor, model, recipe.distributed, folder)
+
+    def write() -> MoeLlavaForConditionalGeneration:
+        model, processor = build_stage(recipe, name, console)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(folder, model, processor)
+        return model
+
+    whole = write() if processes.is_first() else None
+    processes.wait()
+    # Read back by all, so that all work with the same: a tokenizer that was trained, a template that was resolved.
+    return Start(read_config(folder), load_processor(folder), whole, recipe.distributed, folder)
