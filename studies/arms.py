@@ -15,6 +15,7 @@ DEMO_RECIPE = HERE.parent / "recipes" / "tiny.toml"
 SHARED = ("align", "instruct")
 REFERENCE = "sparse"
 _STAGE_III = "sparsify"
+_FIRST_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,15 @@ def _study() -> dict[str, Any]:
 
 
 def runs(arms: dict[str, Arm]) -> list[tuple[Arm, int]]:
-    """Every run, seed by seed, so that what is finished early compares all arms."""
-    most = max(arm.seeds for arm in arms.values())
-    return [(arm, seed) for seed in range(most) for arm in arms.values() if seed < arm.seeds]
+    """Every run, in an order in which what is finished early can be compared: three seeds of the arms that get five,
+    three seeds of the others, the remaining seeds.
+    """
+
+    def turn(run: tuple[Arm, int]) -> tuple[int, int]:
+        arm, seed = run
+        return (2 if seed >= _FIRST_SEEDS else int(arm.seeds == _FIRST_SEEDS)), seed
+
+    return sorted(((arm, seed) for arm in arms.values() for seed in range(arm.seeds)), key=turn)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
