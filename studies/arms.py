@@ -27,6 +27,7 @@ class Arm:
         stage: fields of the reference's stage III that it changes, `without` those that it removes (dotted).
         variant: `name` and arguments of something in `variants.py`.
         flops_of: train for as many FLOPs as this arm, instead of as many steps.
+        trains: whether there is a stage III at all.
         share: of the conversations, for as many steps as all of them take once.
     """
 
@@ -37,6 +38,7 @@ class Arm:
     without: tuple[str, ...] = ()
     variant: dict[str, Any] = field(default_factory=dict)
     flops_of: str = ""
+    trains: bool = True
     share: float = 1.0
 
     def recipe(self, seed: int, steps: int | None = None) -> Recipe:
@@ -65,6 +67,7 @@ class Arm:
             "variant": self.variant,
             "flops_of": self.flops_of,
             "share": self.share if self.share < 1 else None,
+            "no_training": not self.trains,
         }
         return {key: value for key, value in facts.items() if value}
 

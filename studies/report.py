@@ -3,6 +3,7 @@
 python studies/report.py
 """
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -65,7 +66,8 @@ def comparison_row(results: Results, comparison: Comparison, arms: dict[str, Arm
 
 
 def _short(name: str) -> str:
-    return name.replace("_", " ")
+    """ "capacity_1_5" -> "capacity 1.5"."""
+    return re.sub(r"(\d)_(\d)", r"\1.\2", name).replace("_", " ")
 
 
 def arm_row(results: Results, arm: Arm) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def part_section(results: Results, part: Part, arms: dict[str, Arm]) -> dict[str
     return {
         "letter": part.letter,
         "title": part.title,
-        "arms": [arm_row(results, arms[name]) for name in part.arms()],
+        "arms": [arm_row(results, arms[name]) for name in part.arms() if results[name]],
         "comparisons": [comparison_row(results, one, arms) for one in part.comparisons],
     }
 
@@ -135,9 +137,11 @@ def page(results: Results, arms: dict[str, Arm], parts: list[Part]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"points": _points, "number": _number}
-    any_result = next(iter(results[REFERENCE].values()), None)
+    any_result = next(iter(results[REFERENCE].values()))
     return environment.get_template("page.md.j2").render(
         sections=sections,
+        ways=len(arms),
+        conversations=round(any_result["steps"] * arms[REFERENCE].recipe(0).stages[REFERENCE].batch_size, -2),
         finished=len(finished),
         planned=len(runs(arms)),
         missing=missing(results, arms),
@@ -147,8 +151,8 @@ def page(results: Results, arms: dict[str, Arm], parts: list[Part]) -> str:
         ),
         claims=sum(row["paper"] is not None for row in rows),
         comparisons=len(rows),
-        sizes={kind: of["n"] for kind, of in any_result["scores"].items()} if any_result else {},
-        packages=any_result["environment"]["packages"] if any_result else {},
+        sizes={kind: of["n"] for kind, of in any_result["scores"].items()},
+        packages=any_result["environment"]["packages"],
     )
 
 

@@ -71,7 +71,7 @@ def share_stages(recipe: Recipe) -> None:
         train(recipe, SHARED, resume=True, console=console)
 
 
-def run(arm: Arm, seed: int, arms: dict[str, Arm]) -> dict[str, Any]:
+def run(arm: Arm, seed: int, arms: dict[str, Arm], questions: Path = TEST) -> dict[str, Any]:
     """Train and measure one arm with one seed."""
     started = time.perf_counter()
     steps = _steps(arm, seed, arms)
@@ -85,10 +85,12 @@ def run(arm: Arm, seed: int, arms: dict[str, Arm]) -> dict[str, Any]:
     dataset, _ = build_dataset(recipe, recipe.stages[arm.name], model, processor, console)
     trainer = build_trainer(recipe, arm.name, model, groups, dataset, processor)
     training, cpu = time.perf_counter(), time.process_time()
-    trainer.train()
+    if arm.trains:
+        trainer.train()
     training, cpu = time.perf_counter() - training, time.process_time() - cpu
     accounting = account_model(model)
-    lines = [json.loads(line) for line in (folder / stage_folder.METRICS).read_text().splitlines()]
+    log = folder / stage_folder.METRICS
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     once = pass_flops(accounting, dataset)
     batch = recipe.stages[arm.name].batch_size
     result = {
@@ -96,7 +98,7 @@ def run(arm: Arm, seed: int, arms: dict[str, Arm]) -> dict[str, Any]:
         "seed": seed,
         "overrides": arm.overrides(),
         "fingerprint": arm.fingerprint(),
-        "scores": _scores(recipe, model, processor),
+        "scores": _scores(recipe, model, processor, questions),
         "steps": trainer.state.global_step,
         "train_flops": once * trainer.state.global_step * batch / len(dataset),
         "parameters": accounting.language_total,
@@ -107,7 +109,7 @@ def run(arm: Arm, seed: int, arms: dict[str, Arm]) -> dict[str, Any]:
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     if moe_layers(model.config.text_config):
-        result["experts"] = expert_similarity(model, processor, TEST, DATA)
+        result["experts"] = expert_similarity(model, processor, questions, DATA)
     result["seconds"]["all"] = round(time.perf_counter() - started, 1)
     shutil.rmtree(folder)
     return result | {"environment": stage_folder.environment(), "commit": commit()}
@@ -134,10 +136,10 @@ def _apply_variant(arm: Arm, model: Any) -> Any:
     return VARIANTS[arm.variant["name"]](model, **arguments)
 
 
-def _scores(recipe: Recipe, model: Any, processor: Any) -> dict[str, Any]:
-    images = sorted({DATA / json.loads(line)["image"] for line in TEST.read_text().splitlines()})
+def _scores(recipe: Recipe, model: Any, processor: Any, questions: Path) -> dict[str, Any]:
+    images = sorted({DATA / json.loads(line)["image"] for line in questions.read_text().splitlines()})
     store = image_features(model, processor, images, Path(recipe.output) / "features")
-    return Questions(TEST, DATA, processor, store).score(model)
+    return Questions(questions, DATA, processor, store).score(model)
 
 
 def work(names: list[str] | None) -> bool:

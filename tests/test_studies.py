@@ -119,6 +119,6 @@ def test_the_page_names_what_is_missing() -> None:
     results: report.Results = {name: {} for name in arms}
     results["sparse"], results["dense"] = {0: better, 1: better}, {0: result, 1: result}
     text = report.page(results, arms, parts)
-    assert "4 of 111 runs are in" in text and "at once (0, 1, 2, 3, 4)" in text
+    assert "4 of 116 runs are in" in text and "at once (0, 1, 2, 3, 4)" in text
     assert "| sparse minus dense | +10.00 (+10.00 to +10.00) | -0.100" in text
     assert "**same direction: better** (2 of 5 seeds)" in text
