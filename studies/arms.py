@@ -27,6 +27,7 @@ class Arm:
         stage: fields of the reference's stage III that it changes, `without` those that it removes (dotted).
         variant: `name` and arguments of something in `variants.py`.
         flops_of: train for as many FLOPs as this arm, instead of as many steps.
+        headline: runs before the others, with all its seeds.
         trains: whether there is a stage III at all.
         share: of the conversations, for as many steps as all of them take once.
     """
@@ -38,6 +39,7 @@ class Arm:
     without: tuple[str, ...] = ()
     variant: dict[str, Any] = field(default_factory=dict)
     flops_of: str = ""
+    headline: bool = False
     trains: bool = True
     share: float = 1.0
 
@@ -127,13 +129,15 @@ def _study() -> dict[str, Any]:
 
 
 def runs(arms: dict[str, Arm]) -> list[tuple[Arm, int]]:
-    """Every run, in an order in which what is finished early can be compared: three seeds of the arms that get five,
-    three seeds of the others, the remaining seeds.
+    """Every run, in an order in which what is finished early can be compared: all seeds of the headline's arms, three of
+    the others that get five, three of the rest, the remaining seeds.
     """
 
     def turn(run: tuple[Arm, int]) -> tuple[int, int]:
         arm, seed = run
-        return (2 if seed >= _FIRST_SEEDS else int(arm.seeds == _FIRST_SEEDS)), seed
+        if arm.headline:
+            return 0, seed
+        return (3 if seed >= _FIRST_SEEDS else 1 + int(arm.seeds == _FIRST_SEEDS)), seed
 
     return sorted(((arm, seed) for arm in arms.values() for seed in range(arm.seeds)), key=turn)
 

@@ -169,9 +169,14 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--only", help="comma-separated arms")
     options = parser.parse_args()
+    arms, _ = read_arms()
     names = options.only.split(",") if options.only else None
-    if names and (unknown := set(names) - set(read_arms()[0])):
-        parser.error(f"unknown arms: {', '.join(sorted(unknown))}")
+    if names and (unknown := set(names) - set(arms)):
+        parser.error(f"unknown arms: {', '.join(sorted(unknown))}; there are {', '.join(arms)}")
+    left = [arm for arm, seed in runs(arms) if (not names or arm.name in names) and not arm.read(seed)]
+    console.print(f"{len(left)} runs are missing")
+    if not left:
+        return 0
     write_data()
     if options.jobs == 1:
         torch.set_num_threads(1)
