@@ -7,7 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from studies.intervals import MARGIN
+from studies.intervals import FEWEST, MARGIN
 
 _WIDEST = 4.0  # points; intervals of few seeds would hide the others
 
@@ -20,7 +20,7 @@ def forest(sections: list[dict[str, Any]], path: Path) -> None:
     axes.axvline(0, color="0.6", linewidth=0.8)
     for place, (_, row) in enumerate(rows):
         points = row["points"]
-        if points and points.seeds > 1:
+        if points and points.seeds >= FEWEST:
             decided = points.excludes_zero
             error = [[points.mean - points.low], [points.high - points.mean]]
             axes.errorbar(points.mean, place, xerr=error, fmt="o", markersize=4, color="C0" if decided else "0.45")

@@ -9,6 +9,8 @@ from studies.arms import Comparison
 
 # Student's t, 97.5 %, by degrees of freedom.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+# Fewer seeds than this say nothing.
+FEWEST = 3
 # Differences of less than so many points count as none; decided beforehand.
 MARGIN = 0.5
 
@@ -42,13 +44,15 @@ def paired(left: Sequence[float], right: Sequence[float]) -> Difference:
 
 def verdict(difference: Difference, comparison: Comparison) -> str:
     """One sentence, from the interval alone."""
+    if difference.seeds < FEWEST:
+        return "too few seeds yet"
     here = _finding(difference)
     if comparison.paper is None:
         return f"{here}; the paper has no such figure"
     claims = abs(comparison.paper) >= MARGIN
     if not claims:
         if difference.within(MARGIN):
-            return "same: no difference here either"
+            return "same: less than half a point here too"
         if difference.low > MARGIN or difference.high < -MARGIN:
             return f"different: {here}"
         return "not decidable here"
@@ -56,7 +60,7 @@ def verdict(difference: Difference, comparison: Comparison) -> str:
         same = (difference.mean > 0) == (comparison.paper > 0)
         return f"{'same direction' if same else 'different'}: {here}"
     if difference.within(MARGIN):
-        return "different: no difference here"
+        return "different: less than half a point here"
     return "not decidable here"
 
 
@@ -64,4 +68,4 @@ def _finding(difference: Difference) -> str:
     if difference.excludes_zero:
         size = ", by less than half a point" if difference.within(MARGIN) else ""
         return f"{'better' if difference.mean > 0 else 'worse'}{size}"
-    return "no difference" if difference.within(MARGIN) else "not decidable here"
+    return "less than half a point" if difference.within(MARGIN) else "not decidable here"

@@ -61,7 +61,7 @@ def comparison_row(results: Results, comparison: Comparison, arms: dict[str, Arm
         "paper": comparison.paper,
         "source": comparison.source,
         "planned": planned,
-        "verdict": verdict(points, comparison) if points and points.seeds > 1 else "not run yet",
+        "verdict": verdict(points, comparison) if points else "not run yet",
     }
 
 

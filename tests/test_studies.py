@@ -90,9 +90,9 @@ def test_an_interval_is_students_t_over_seeds() -> None:
     [
         (0.2, 3.0, 1.0, "same direction: better"),
         (-3.0, -0.2, 1.0, "different: worse"),
-        (-0.3, 0.4, 1.0, "different: no difference here"),
+        (-0.3, 0.4, 1.0, "different: less than half a point here"),
         (-2.0, 2.0, 1.0, "not decidable here"),
-        (-0.4, 0.4, 0.1, "same: no difference here either"),
+        (-0.4, 0.4, 0.1, "same: less than half a point here too"),
         (0.6, 2.0, 0.1, "different: better"),
         (0.1, 0.4, None, "better, by less than half a point; the paper has no such figure"),
     ],
@@ -117,8 +117,15 @@ def test_the_page_names_what_is_missing() -> None:
     }
     better = {**result, "scores": {**scores, "all": {"accuracy": 0.6, "loss": 0.9, "n": 10}}}
     results: report.Results = {name: {} for name in arms}
-    results["sparse"], results["dense"] = {0: better, 1: better}, {0: result, 1: result}
+    results["sparse"], results["dense"] = dict.fromkeys(range(3), better), dict.fromkeys(range(3), result)
     text = report.page(results, arms, parts)
-    assert "4 of 116 runs are in" in text and "at once (0, 1, 2, 3, 4)" in text
+    assert "6 of 116 runs are in" in text and "at once (0, 1, 2, 3, 4)" in text
     assert "| sparse minus dense | +10.00 (+10.00 to +10.00) | -0.100" in text
-    assert "**same direction: better** (2 of 5 seeds)" in text
+    assert "**same direction: better** (3 of 5 seeds)" in text
+
+
+def test_two_seeds_say_nothing() -> None:
+    assert (
+        intervals.verdict(intervals.Difference(3.0, 2.9, 3.1, 2), Comparison("one", "other", 1.0))
+        == "too few seeds yet"
+    )
