@@ -129,8 +129,8 @@ def _study() -> dict[str, Any]:
 
 
 def runs(arms: dict[str, Arm]) -> list[tuple[Arm, int]]:
-    """Every run, in an order in which what is finished early can be compared: all seeds of the headline's arms, three of
-    the others that get five, three of the rest, the remaining seeds.
+    """Every run, in an order in which what is finished early can be compared: all seeds of the headline's arms, three
+    of the others that get five, three of the rest, the remaining seeds.
     """
 
     def turn(run: tuple[Arm, int]) -> tuple[int, int]:
