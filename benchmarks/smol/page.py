@@ -27,8 +27,8 @@ python benchmarks/smol/report.py runs/smol/sparsify --page docs/smol.md         
 It learned from emoji in three drawing styles, each picture also moved, mirrored, turned and tinted. It is asked about a
 fourth style, about things that it never saw, and about both. Nearest neighbour and linear probe know the same frozen
 features of the same pictures, averaged over the image. A name counts if it is one of an emoji's accepted names; to
-yes/no questions, half of which are yes, a baseline says yes if it gives the picture the name that is asked for. In %, with
-95 % intervals, bootstrapped over things; the last two columns are paired differences on the same questions.
+yes/no questions, half of which are yes, a baseline says yes if it gives the picture the name that is asked for. In
+%, with 95 % intervals, bootstrapped over things; the last two columns are paired differences on the same questions.
 """
 
 
