@@ -41,9 +41,10 @@ def main(paths: list[str]) -> None:
         difference = [right - left for left, right in zip(dense, sparse, strict=True)]
         chance = f"{100 * first['chance']:.1f}" if "chance" in first else ""
         print(f"| {name} | {spread(dense)} | {spread(sparse)} | {spread(difference)} | {chance} | {first['n']:,} |")
-    print("\n| seed | dense twin, easy-VQA | sparse, easy-VQA |\n|---|---|---|")
+    first_set = next(iter(reports[0]))
+    print(f"\n| run | dense twin, {first_set} | sparse, {first_set} |\n|---|---|---|")
     for path, report in zip(paths, reports, strict=True):
-        entry = report["easy vqa"]
+        entry = report[first_set]
         print(f"| {Path(path).parent.name} | {100 * entry['dense']:.2f} | {100 * entry['sparse']:.2f} |")
 
 

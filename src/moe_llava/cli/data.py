@@ -17,7 +17,9 @@ def add_to(verbs: Verbs) -> None:
     preview.add_argument("--template", default="vicuna", help="chat template, where no --model is given")
     preview.add_argument("--limit", type=int, default=3, help="number of conversations")
     demo = data.add("demo", run_data_demo, "Write the demonstration's images, conversations and tower.")
-    demo.add_argument("folder")
+    smol = data.add("smol", run_data_smol, "Write the small real model's pictures, conversations, tower and decoder.")
+    for command in (demo, smol):
+        command.add_argument("folder")
 
 
 def run_data_check(options: argparse.Namespace) -> int | None:
@@ -44,5 +46,13 @@ def run_data_demo(options: argparse.Namespace) -> int | None:
     from moe_llava.data.demo import build_demo
 
     summary = build_demo(Path(options.folder), progress=True)
+    console.print(str(summary), markup=False, highlight=False)
+    return None
+
+
+def run_data_smol(options: argparse.Namespace) -> int | None:
+    from moe_llava.data.smol import build_smol
+
+    summary = build_smol(Path(options.folder), progress=True)
     console.print(str(summary), markup=False, highlight=False)
     return None

@@ -67,10 +67,10 @@ def build_tower() -> TimmWrapperModel:
     return model.eval()
 
 
-def build_image_processor() -> LlavaImageProcessor:
+def build_image_processor(side: int = SIDE) -> LlavaImageProcessor:
     """RGB of any shape -> padded to a square with the grey that becomes 0, resized, (x - 127) / 128."""
     return LlavaImageProcessor(
-        size={"height": SIDE, "width": SIDE},
+        size={"height": side, "width": side},
         do_pad=True,
         do_center_crop=False,
         image_mean=[127 / 255] * 3,
@@ -78,8 +78,8 @@ def build_image_processor() -> LlavaImageProcessor:
     )
 
 
-def write_tower(folder: Path) -> None:
-    """Save tower and image processor as one checkpoint, unless `folder` has it already.
+def write_tower(folder: Path, side: int = SIDE) -> None:
+    """Save tower and image processor for pictures of `side` pixels as one checkpoint, unless `folder` has it already.
 
     Raises:
         ValueError: as `build_tower`.
@@ -90,5 +90,5 @@ def write_tower(folder: Path) -> None:
     with TemporaryDirectory(dir=folder.parent) as temporary:
         part = Path(temporary) / folder.name
         build_tower().save_pretrained(part)
-        build_image_processor().save_pretrained(part)
+        build_image_processor(side).save_pretrained(part)
         part.replace(folder)

@@ -1,0 +1,159 @@
+"""Pictures and facts -> captions, conversations to learn from, and tests."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moe_llava.data.demo.concepts import Concept, distractors
+from moe_llava.data.demo.files import conversation
+from moe_llava.data.demo.words import is_plural, kind_with_article, kinds_apart, with_article
+
+WHAT = ("What is this?", "What does the picture show?", "What do you see?")
+KIND = ("What kind of thing is it?", "What kind of thing is this?")
+COLOUR = ("What color is it?", "Which colors does it have?")
+KEYWORDS = ("Which words go with it?", "What does it make you think of?")
+DEFINITION = ("What does a dictionary say about it?", "Explain what it is.")
+SENTENCE = ("Write one sentence about it.", "Say something about it in one sentence.")
+# A question about a thing's kind, and the kinds of which it is true.
+KINDS_ASKED = (
+    ("Is it something to eat?", {"food"}),
+    ("Is it something to drink?", {"drink"}),
+    ("Is it an animal?", {"animal"}),
+    ("Is it alive?", {"animal", "plant"}),
+    ("Can you ride in it?", {"vehicle"}),
+    ("Is it something to wear?", {"clothing"}),
+    ("Does it make music?", {"instrument"}),
+    ("Is it a place?", {"place"}),
+)
+
+Turn = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture: its file, what it shows, and what can be said of that."""
+
+    path: str
+    concept: Concept
+    colours: tuple[str, ...]
+    keywords: tuple[str, ...]
+    definition: str | None
+
+
+def sentence(text: str) -> str:
+    """Upper case in front, a full stop behind."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def caption(shown: Shown) -> str:
+    """ "A fox: an animal, orange and white." """
+    concept = shown.concept
+    kind = kind_with_article(concept.kind, concept.name)
+    return sentence(f"{with_article(concept.name)}: {kind}, {' and '.join(shown.colours)}")
+
+
+def what_turn(shown: Shown, rng: random.Random) -> Turn:
+    return rng.choice(WHAT), sentence(with_article(shown.concept.name))
+
+
+def kind_turn(shown: Shown, rng: random.Random) -> Turn:
+    return rng.choice(KIND), sentence(kind_with_article(shown.concept.kind, shown.concept.name))
+
+
+def colour_turn(shown: Shown, rng: random.Random) -> Turn:
+    return rng.choice(COLOUR), sentence(" and ".join(shown.colours))
+
+
+def yes_no_turn(asked: Concept, right: bool) -> Turn:
+    be = "Are these" if is_plural(asked.name) else "Is this"
+    return f"{be} {with_article(asked.name)}?", "Yes." if right else "No."
+
+
+def kind_asked_turn(shown: Shown, rng: random.Random) -> Turn | None:
+    """Yes or no to a question about its kind, as often the one as the other; `None` where nothing is certain."""
+    kind = shown.concept.kind
+    yes = [question for question, kinds in KINDS_ASKED if kind in kinds]
+    no = [question for question, kinds in KINDS_ASKED if kinds.isdisjoint({kind}) and kinds <= set(kinds_apart(kind))]
+    if yes and (not no or rng.random() < 0.5):
+        return rng.choice(yes), "Yes."
+    return (rng.choice(no), "No.") if no else None
+
+
+def said_turns(shown: Shown, rng: random.Random) -> list[Turn]:
+    """What is said freely: keywords, a definition, a sentence; those that there are."""
+    turns: list[Turn] = []
+    if shown.keywords:
+        turns.append((rng.choice(KEYWORDS), sentence(", ".join(shown.keywords))))
+    if shown.definition:
+        turns.append((rng.choice(DEFINITION), sentence(shown.definition)))
+        noun = with_article(shown.concept.name)
+        be = "are" if is_plural(shown.concept.name) else "is"
+        turns.append((rng.choice(SENTENCE), sentence(f"{noun} {be} {shown.definition}")))
+    return turns
+
+
+def caption_records(pictures: Sequence[Shown]) -> list[dict]:
+    """Stage I: a picture, and what it is."""
+    return [conversation(f"caption/{one.path}", [("", caption(one))], one.path) for one in pictures]
+
+
+def instruction_records(pictures: Sequence[Shown], seed: str) -> list[dict]:
+    """One conversation a picture: what, kind and colour in any order; or a single yes or no; or what is said freely.
+
+    A yes and a no never share a conversation with a name: they would follow from it.
+    """
+    rng = random.Random(f"smol {seed}")
+    concepts = list(dict.fromkeys(one.concept for one in pictures))
+    wrong = distractors(concepts, rng)
+    records = []
+    for one in pictures:
+        records.append(conversation(f"{seed}/{one.path}", _turns(one, wrong[one.concept.code], rng), one.path))
+    return records
+
+
+def _turns(shown: Shown, other: Concept, rng: random.Random) -> list[Turn]:
+    drawn = rng.random()
+    if drawn < 0.15:
+        return [yes_no_turn(shown.concept, True)]
+    if drawn < 0.30:
+        return [yes_no_turn(other, False)]
+    asked = kind_asked_turn(shown, rng)
+    if drawn < 0.40 and asked:
+        return [asked]
+    said = said_turns(shown, rng)
+    if drawn < 0.55 and said:
+        return [rng.choice(said)]
+    turns = [what_turn(shown, rng), kind_turn(shown, rng), colour_turn(shown, rng)]
+    rng.shuffle(turns)
+    return turns + ([rng.choice(said)] if said and rng.random() < 0.25 else [])
+
+
+def test_rows(pictures: Sequence[Shown], seed: str) -> list[dict]:
+    """Four questions a picture: `id`, `image`, `question`, `answer`, `kind`, `accepted`. Half of the yes/no are yes.
+
+    Distractors come from the same concepts, so that no word by itself says no.
+    """
+    rng = random.Random(f"smol test {seed}")
+    concepts = list(dict.fromkeys(one.concept for one in pictures))
+    wrong = distractors(concepts, rng)
+    right = {one.path for one in rng.sample(list(pictures), (len(pictures) + 1) // 2)}
+    rows = []
+    for one in pictures:
+        yes = one.path in right
+        asked = one.concept if yes else wrong[one.concept.code]
+        turns = {
+            "name": (WHAT[0], what_turn(one, rng)[1]),
+            "category": (KIND[0], kind_turn(one, rng)[1]),
+            "yes_no": yes_no_turn(asked, yes),
+            "colour": (COLOUR[0], colour_turn(one, rng)[1]),
+        }
+        for kind, (question, answer) in turns.items():
+            accepted = list(_names(one.concept)) if kind == "name" else [answer]
+            facts = {"id": f"{one.path}/{kind}", "image": one.path, "question": question, "answer": answer}
+            rows.append(facts | {"kind": kind, "accepted": accepted})
+    return rows
+
+
+def _names(concept: Concept) -> tuple[str, ...]:
+    """Every accepted name, with and without its article."""
+    return tuple(dict.fromkeys(form for name in concept.accepted for form in (with_article(name), name)))
