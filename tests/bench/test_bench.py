@@ -45,7 +45,7 @@ def test_the_block_has_every_kernel_beside_the_floor() -> None:
     rows = measure_block(
         Shape(16, 32), [Case(1, torch.float32, False), Case(4, torch.float32, True)], rounds=1, device=CPU
     )
-    assert set(rows[0]["runs"]) == {"floor", "reading", "ours", "grouped_mm", "eager"}
+    assert set(rows[0]["runs"]) == {"floor", "reading", "ours", "grouped_mm", "eager", "packed"}
     assert rows[0]["layers"] > 1 and rows[1]["layers"] == 1
     assert all(run["ratio"]["median"] > 0 for name, run in rows[1]["runs"].items() if name != "floor")
 

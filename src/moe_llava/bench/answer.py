@@ -190,13 +190,15 @@ def token_bytes(model: MoeLlavaForConditionalGeneration, accounting: Accounting,
         if module is model.get_input_embeddings() or isinstance(module, QuantizedEmbedding):
             continue
         size = sum(one.nbytes for one in [*module.parameters(False), *module.buffers(False)])
+        size += getattr(module, "packed_bytes", 0)
         total += size * (share if isinstance(module, (Experts, QuantizedExperts)) else 1)
     return round(total) + context * accounting.cache_bytes_per_token(model.dtype.itemsize)
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
-    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    """Bytes of all parameters and buffers, and of what was laid out anew."""
+    laid = sum(getattr(module, "packed_bytes", 0) for module in model.modules())
+    return laid + sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
 
 
 def peak_bytes(device: torch.device) -> int:

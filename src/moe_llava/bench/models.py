@@ -11,7 +11,7 @@ from moe_llava.checkpoint.weights import empty_model, put
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
 from moe_llava.model.config import sparse_text_config
 from moe_llava.model.encoding import Scheme, pack
-from moe_llava.model.quantized import SCALES, quantize_modules
+from moe_llava.model.quantized import SCALES, lay_out, quantize_modules
 
 SHAPES: dict[str, dict[str, object]] = {
     "stablelm-1.6b": {
@@ -130,4 +130,6 @@ def random_quantized(
         if name + SCALES in names and device.type == "cpu":
             tensor = pack(tensor)
         put(model, name, tensor.to(device))
+    if device.type == "cpu":
+        lay_out(model)
     return model.requires_grad_(False)

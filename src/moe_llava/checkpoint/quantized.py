@@ -17,7 +17,7 @@ from moe_llava.checkpoint.stream import Spec, write_model
 from moe_llava.checkpoint.weights import PATTERN, empty_model, finish, put, read_specs, read_tensors, shards
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
 from moe_llava.model.encoding import Scheme, check_scheme, pack
-from moe_llava.model.quantized import SCALES, encode_for, quantize_modules
+from moe_llava.model.quantized import SCALES, encode_for, lay_out, quantize_modules
 
 SETTINGS = "quantized.json"
 FILES = "quantized*.safetensors"
@@ -56,7 +56,10 @@ def load_quantized(
             if name + SCALES in buffers and device.type == "cpu":
                 tensor = pack(tensor)
             put(model, name, tensor.to(device))
-    return finish(model, folder)
+    finish(model, folder)
+    if device.type == "cpu":
+        lay_out(model)
+    return model
 
 
 def stored_dtype(folder: Path, files: list[Path]) -> torch.dtype:

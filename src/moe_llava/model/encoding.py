@@ -5,6 +5,7 @@
 own packed kernels multiply; elsewhere a matrix is expanded when it is used.
 """
 
+import functools
 from typing import Literal, get_args
 
 import torch
@@ -80,6 +81,20 @@ def pack(numbers: Tensor) -> Tensor:
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers_of(numbers).int(), 1)
 
 
+def block(numbers: Integer[Tensor, "row column"]) -> Tensor:
+    """8-bit numbers in oneDNN's blocks, where the processor multiplies bytes without saturating; else as they are."""
+    blocks = torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+    return torch.ops.onednn.qlinear_prepack(numbers, None) if blocks else numbers
+
+
+ZERO = 128  # what stands for zero in bytes without a sign
+
+
+@functools.cache
+def _zeros(count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.int32)
+
+
 def multiply(
     rows: Float[Tensor, "token column"], numbers: Tensor, scales: Tensor, bias: Tensor | None
 ) -> Float[Tensor, "token row"]:
@@ -88,8 +103,15 @@ def multiply(
         return F.linear(rows, decode(numbers, scales, rows.dtype), bias)
     if numbers.dtype == torch.int8:
         token_scales = (rows.abs().amax(dim=-1, keepdim=True).float() / 127).clamp_(min=1e-12)
-        integers = torch._int_mm((rows / token_scales).round_().to(torch.int8), numbers.t())
-        output = (integers * token_scales).mul_(scales).to(rows.dtype)
+        integers = (rows / token_scales).round_()
+        if numbers.is_mkldnn:
+            shifted = (integers + ZERO).to(torch.uint8)
+            output = torch.ops.onednn.qlinear_pointwise(
+                shifted, 1.0, ZERO, numbers, scales, _zeros(len(scales)), None, 1.0, 0, torch.float32, "none", [], ""
+            )
+            output = output.mul_(token_scales).to(rows.dtype)
+        else:
+            output = (torch._int_mm(integers.to(torch.int8), numbers.t()) * token_scales).mul_(scales).to(rows.dtype)
     else:
         group = rows.shape[1] // scales.shape[0]
         product = torch.ops.aten._weight_int4pack_mm_for_cpu

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moe_llava.model import decode_attention
-from moe_llava.model.encoding import LANES, Scheme, encode, group_size, multiply
+from moe_llava.model.encoding import LANES, Scheme, block, encode, group_size, multiply
 from moe_llava.model.experts import Experts
 from moe_llava.model.moe_llava import MoeLlavaForConditionalGeneration
 from moe_llava.model.sorted_experts import activate, combine, sort_rows
@@ -17,7 +17,36 @@ from moe_llava.model.sorted_experts import activate, combine, sort_rows
 SCALES = "_scales"
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedModule(nn.Module):
+    """Holds encoded matrices as buffers, or laid out for a CPU's kernels, and then no longer as buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed_bytes = 0
+        self._blocks: dict[str, list[Tensor]] = {}
+
+    def lay_out(self) -> None:
+        """Lay 8-bit matrices out in the blocks that oneDNN reads."""
+        for name, numbers in list(self._buffers.items()):
+            if numbers is None or name.endswith(SCALES) or numbers.dtype != torch.int8:
+                continue
+            matrices = numbers if numbers.ndim == 3 else numbers[None]
+            self._blocks[name] = [block(matrix) for matrix in matrices]
+            self.packed_bytes += numbers.nbytes
+            self._buffers[name] = None
+
+    def times(
+        self, name: str, rows: Float[Tensor, "row column"], bias: Tensor | None, expert: int | None = None
+    ) -> Float[Tensor, "row width"]:
+        numbers, scales = getattr(self, name), getattr(self, name + SCALES)
+        if numbers is None:
+            numbers = self._blocks[name][expert or 0]
+        elif expert is not None:
+            numbers = numbers[expert]
+        return multiply(rows, numbers, scales if expert is None else scales[expert], bias)
+
+
+class QuantizedLinear(QuantizedModule):
     """A linear map with an encoded weight."""
 
     def __init__(self, linear: nn.Linear, scheme: Scheme) -> None:
@@ -28,7 +57,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, hidden_states: Float[Tensor, "... column"]) -> Float[Tensor, "... row"]:
         rows = hidden_states.reshape(-1, self.in_features)
-        output = multiply(rows, self.weight, self.weight_scales, self.bias)
+        output = self.times("weight", rows, self.bias)
         return output.view(*hidden_states.shape[:-1], self.out_features)
 
 
@@ -45,7 +74,7 @@ class QuantizedEmbedding(nn.Module):
         return (self.weight[input_ids] * self.weight_scales[input_ids].unsqueeze(-1)).to(self.dtype)
 
 
-class QuantizedExperts(nn.Module):
+class QuantizedExperts(QuantizedModule):
     """`Experts` with encoded weights; rows sorted by expert, so that each matrix is read once."""
 
     def __init__(self, experts: Experts, scheme: Scheme) -> None:
@@ -60,8 +89,7 @@ class QuantizedExperts(nn.Module):
 
     def _product(self, name: str, expert: int, rows: Float[Tensor, "row column"]) -> Float[Tensor, "row width"]:
         bias = getattr(self, f"{name}_bias", None)
-        numbers, scales = getattr(self, name), getattr(self, name + SCALES)
-        return multiply(rows, numbers[expert], scales[expert], None if bias is None else bias[expert])
+        return self.times(name, rows, None if bias is None else bias[expert], expert)
 
     def forward(
         self,
@@ -96,6 +124,13 @@ def quantize_modules(model: MoeLlavaForConditionalGeneration, scheme: Scheme | s
             continue
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new)
+
+
+def lay_out(model: nn.Module) -> None:
+    """Lay a model on a CPU out for its kernels."""
+    for module in model.modules():
+        if isinstance(module, QuantizedModule):
+            module.lay_out()
 
 
 def encode_for(buffer: Tensor, weight: Float[Tensor, "..."]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,48 @@
+"""Models laid out for answers compute what they computed before."""
+
+import pytest
+import torch
+
+from moe_llava.generate.batch import Sequences
+from moe_llava.model.packed import pack_modules, packs
+from tests.tiny import tiny_inputs, tiny_sparse
+
+
+@pytest.mark.parametrize("family", ["stablelm", "phi", "gemma2"])
+def test_packed_models_give_the_same_logits(family: str) -> None:
+    """In a prompt with images and padding, and token by token with a cache."""
+    model = tiny_sparse(family).eval()
+    inputs = {name: value for name, value in tiny_inputs().items() if name != "labels"}
+
+    @torch.inference_mode()
+    def logits() -> list[torch.Tensor]:
+        read = Sequences(model, 2)
+        first = read.read([[1, 11, 12, 13], [1, 9]])
+        return [
+            model(**inputs).logits[inputs["attention_mask"].bool()],
+            first,
+            *(read.read([[5], [6]]) for _ in range(3)),
+        ]
+
+    before = logits()
+    pack_modules(model)
+    for packed, plain in zip(logits(), before, strict=True):
+        assert torch.allclose(packed, plain, atol=1e-5)
+
+
+def test_only_what_a_cpu_takes_is_packed() -> None:
+    assert packs(tiny_sparse())
+    assert not packs(tiny_sparse().double())
+    assert not packs(tiny_sparse().half())
+
+
+def test_a_cache_grows_in_place_and_follows_what_its_rows_become() -> None:
+    model = tiny_sparse().eval()
+    grown, fresh = Sequences(model, 2), Sequences(model, 1)
+    grown.read([[1, 11, 12], [1, 9, 10]])
+    memory = grown.cache.layers[0].keys.data_ptr()
+    grown.read([[5], [5]])
+    assert grown.cache.layers[0].keys.data_ptr() == memory
+    one, both = grown.select([1]), grown.read([[7], [7]])
+    assert torch.allclose(one.read([[7]]), both[1:], atol=1e-5)
+    assert torch.allclose(fresh.read([[1, 9, 10, 5, 7]]), both[1:], atol=1e-5)
