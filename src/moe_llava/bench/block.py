@@ -7,6 +7,7 @@ include their router.
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ def _runs(shape: Shape, case: Case, copies: int, device: torch.device) -> dict[s
     repeated = tokens.repeat(1, shape.top_k, 1)
     runs = {"floor": timed(_work(floors, repeated, case.train))}
     for name, kernel in KERNELS.items():
-        runs[name] = timed(_work(blocks, tokens, case.train, lambda kernel=kernel: _use(config, kernel)))
+        runs[name] = timed(_work(blocks, tokens, case.train, partial(_use, config, kernel)))
     if not case.train and packs(blocks[0]):
         runs["packed"] = timed(_work([_packed(config, block) for block in blocks], tokens, False))
     if case.tokens == 1 and not case.train:

@@ -123,7 +123,7 @@ def main():
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29517")
     deepspeed.init_distributed("gloo", verbose=False)
     print(json.dumps({"deepspeed": deepspeed.__version__, "torch": torch.__version__}), file=channel, flush=True)
-    state = {}
+    state: dict = {}
     for line in sys.stdin:
         job = json.loads(line)
         if job["case"] == "end":

@@ -17,6 +17,7 @@ from moe_llava.bench.timing import Timings
 from moe_llava.checkpoint.quantized import load_quantized, quantize_folder
 from moe_llava.checkpoint.stream import write_model
 from moe_llava.checkpoint.weights import empty_model, load_weights
+from moe_llava.model import MoeLlavaForConditionalGeneration
 from moe_llava.model.encoding import Scheme
 
 PIECE = 2**24
@@ -76,7 +77,7 @@ def _read(folder: Path) -> tuple[float, dict[str, int]]:
     start = time.perf_counter()
     for path, one in zip(paths, memory, strict=True):
         with path.open("rb", buffering=0) as file:
-            view, at = memoryview(one.numpy()), 0
+            view, at = memoryview(one.numpy().data), 0
             while count := file.readinto(view[at : at + PIECE]):
                 at += count
     return time.perf_counter() - start, {}
@@ -89,11 +90,13 @@ def _open(folder: Path, quantize: Scheme | None) -> tuple[float, dict[str, int]]
     before = Watch.now()
     with Watch() as watch:
         start = time.perf_counter()
+        model: MoeLlavaForConditionalGeneration | None
         if quantize:
             model = load_quantized(folder, config, quantize, torch.device("cpu"))
         else:
             model = load_weights(folder, config)
         seconds = time.perf_counter() - start
+    assert model is not None
     sizes = {"weight_bytes": weight_bytes(model), "added_peak_bytes": watch.peak - before}
     return seconds, sizes | {"process_peak_bytes": peak_bytes(torch.device("cpu"))}
 

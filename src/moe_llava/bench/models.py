@@ -1,6 +1,7 @@
 """The published shapes with random weights: what speed and memory depend on."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from moe_llava.model.config import sparse_text_config
 from moe_llava.model.encoding import Scheme, pack
 from moe_llava.model.quantized import SCALES, lay_out, quantize_modules
 
-SHAPES: dict[str, dict[str, object]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "stablelm-1.6b": {
         "model_type": "stablelm",
         "vocab_size": 100352,

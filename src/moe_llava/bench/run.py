@@ -11,7 +11,7 @@ from moe_llava.bench import answer, block, growth, loading, train
 from moe_llava.bench.machine import describe, matmul_rate, read_rate
 from moe_llava.bench.models import SHAPES, SPARSE
 from moe_llava.bench.peer import DeepSpeed
-from moe_llava.model.encoding import check_scheme
+from moe_llava.model.encoding import Scheme, check_scheme
 
 PARTS = ("block", "answer", "train", "growth", "loading")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -36,7 +36,7 @@ class Options:
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     directions: tuple[str, ...] = ("forward", "both")
     shapes: tuple[str, ...] = (*SPARSE, "llava-1.5-7b")
-    quantize: tuple[str, ...] = ()
+    quantize: tuple[Scheme, ...] = ()
     sparse_only: bool = False
     layers: int | None = None
     shape: block.Shape = field(default_factory=block.Shape)

@@ -1,6 +1,6 @@
 """The report for people."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import RenderableType
@@ -16,7 +16,13 @@ def tables(report: dict[str, Any]) -> Iterator[RenderableType]:
         f"{machine['device']}; torch {machine['packages']['torch']}; {', '.join(rates)}; "
         f"reads {machine['read_per_second']['median'] / 1e9:.1f} GB/s"
     )
-    makers = {"block": _block, "answer": _answer, "train": _train, "growth": _growth, "loading": _loading}
+    makers: dict[str, Callable[[Any], Iterator[RenderableType]]] = {
+        "block": _block,
+        "answer": _answer,
+        "train": _train,
+        "growth": _growth,
+        "loading": _loading,
+    }
     for part, make in makers.items():
         if part in report:
             yield from make(report[part])

@@ -30,7 +30,6 @@ from transformers import (
 )
 
 from moe_llava.checkpoint.folder import load_model
-from moe_llava.checkpoint.stream import INDEX
 from moe_llava.data.pixels import MoeLlavaImageProcessor
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
@@ -90,8 +89,7 @@ def _name_as_published(folder: Path, config_class: type) -> None:
     for path in folder.glob("*.safetensors"):
         tensors = load_file(path)
         save_file({_published(name): tensor for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    index = folder / INDEX
-    if index.is_file():
+    for index in folder.glob("*.safetensors.index.json"):
         table = json.loads(index.read_text())
         table["weight_map"] = {_published(name): file for name, file in table["weight_map"].items()}
         index.write_text(json.dumps(table, indent=2))

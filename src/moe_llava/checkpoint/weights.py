@@ -107,7 +107,7 @@ def _read_all(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
 
 def _read_one(file: int, offset: int, spec: Spec) -> Tensor:
     tensor = torch.empty(spec[0], dtype=spec[1])
-    memory = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+    memory = memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else memoryview(b"")
     done = 0
     while done < len(memory):
         count = os.preadv(file, [memory[done : done + PIECE]], offset + done)

@@ -24,6 +24,7 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.keys = key_states[..., :0, :]
             self.values = value_states[..., :0, :]
+        assert self.keys is not None and self.values is not None
         start, length = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         if not self._fits(length):
             self._memory = (_grown(self.keys, length), _grown(self.values, length))

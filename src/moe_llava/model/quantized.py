@@ -4,6 +4,9 @@ In a model of `int4` the vision tower and the embeddings take 8 bits, and so do 
 4-bit kernel takes.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -70,6 +73,9 @@ class QuantizedEmbedding(nn.Module):
         self.dtype = dtype
         _register(self, "weight", embedding.weight.shape, "int8")
 
+    weight: Tensor
+    weight_scales: Tensor
+
     def forward(self, input_ids: Int[Tensor, "..."]) -> Float[Tensor, "... width"]:
         return (self.weight[input_ids] * self.weight_scales[input_ids].unsqueeze(-1)).to(self.dtype)
 
@@ -112,14 +118,14 @@ def quantize_modules(model: MoeLlavaForConditionalGeneration, scheme: Scheme | s
     decode_attention.use_in(model.model.language_model)
     tower = {id(module) for module in getattr(model.model, "vision_tower", nn.Module()).modules()}
     for name, module in list(model.named_modules()):
-        low = "int8" if id(module) in tower else scheme
+        low: Scheme = "int8" if id(module) in tower else cast(Scheme, scheme)
         if type(module) is nn.Linear:  # sub-classes are read by others through their weight
             new: nn.Module = QuantizedLinear(module, _fitting(low, [module.weight]))
         elif isinstance(module, Experts):
             matrices = [weight for weight in module.parameters() if weight.ndim == 3]
             new = QuantizedExperts(module, _fitting(low, matrices))
         elif module is model.get_input_embeddings() and type(module) is nn.Embedding:
-            new = QuantizedEmbedding(module, dtype)  # type: ignore[arg-type]
+            new = QuantizedEmbedding(module, dtype)
         else:
             continue
         parent, _, child = name.rpartition(".")
@@ -138,7 +144,7 @@ def encode_for(buffer: Tensor, weight: Float[Tensor, "..."]) -> tuple[Tensor, Te
     return encode(weight, "int8" if buffer.dtype == torch.int8 else "int4")
 
 
-def _fitting(scheme: Scheme, matrices: list[nn.Parameter]) -> Scheme:
+def _fitting(scheme: Scheme, matrices: Sequence[Tensor]) -> Scheme:
     fits = all(group_size(matrix.shape[-1]) and matrix.shape[-2] % LANES == 0 for matrix in matrices)
     return scheme if fits else "int8"
 

@@ -97,8 +97,9 @@ def _weights(experts: Any) -> Weights:
 
 
 def _cast(hidden_states: Tensor, weights: Weights, dtype: torch.dtype) -> tuple[Tensor, Weights]:
-    tensors = [tensor if tensor is None else tensor.to(dtype) for tensor in weights[:4]]
-    return hidden_states.to(dtype), Weights(*tensors, weights.act_fn, weights.has_gate)  # type: ignore[arg-type]
+    up, up_bias, down, down_bias = (tensor if tensor is None else tensor.to(dtype) for tensor in weights[:4])
+    assert up is not None and down is not None
+    return hidden_states.to(dtype), Weights(up, up_bias, down, down_bias, weights.act_fn, weights.has_gate)
 
 
 def sort_rows(top_k_index: Int[Tensor, "token k"], num_experts: int) -> Plan:
@@ -208,7 +209,8 @@ class _SortedExperts(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         hidden_states, top_k_weights, *tensors = ctx.saved_tensors
-        weights, inner = Weights(*tensors[:4], ctx.act_fn, ctx.has_gate), tensors[4:]
+        up, up_bias, down, down_bias, *inner = tensors
+        weights = Weights(up, up_bias, down, down_bias, ctx.act_fn, ctx.has_gate)
         plan, grad = ctx.plan, grad.contiguous()
         row_weights = torch.empty(len(plan.rows), dtype=grad.dtype)
         row_weights[plan.places.reshape(-1)] = top_k_weights.reshape(-1).to(grad.dtype)
