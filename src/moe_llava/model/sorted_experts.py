@@ -1,7 +1,7 @@
 """The experts' products on a CPU: rows sorted by expert, one matrix product an expert, one weighted sum at the end.
 
-Registered with transformers as `sorted_mm`, the default. Elsewhere than on a CPU, and inside `torch.compile`, it hands
-over to transformers' own kernels. Measured against them in docs/performance.md.
+Registered with transformers as `sorted_mm`, the default. Elsewhere than on a CPU, inside `torch.compile` and for
+a single token it hands over to transformers' own kernels. Measured against them in docs/performance.md.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,16 +57,16 @@ def sorted_mm_experts_forward(
     top_k_weights: Float[Tensor, "token k"],
 ) -> Float[Tensor, "token width"]:
     """What the experts' interface of transformers asks for."""
-    if hidden_states.device.type != "cpu" or torch.compiler.is_compiling() or self._is_expert_parallel:
+    mixed = torch.is_autocast_enabled("cpu")
+    away = hidden_states.device.type != "cpu" or torch.compiler.is_compiling() or self._is_expert_parallel
+    if away or (len(hidden_states) == 1 and not mixed):
         return _elsewhere(self, top_k_index)(self, hidden_states, top_k_index, top_k_weights)
     weights = _weights(self)
-    if torch.is_autocast_enabled("cpu"):
+    if mixed:
         hidden_states, weights = _cast(hidden_states, weights, torch.get_autocast_dtype("cpu"))
     tensors = (hidden_states, top_k_weights, *weights[:4])
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return _SortedExperts.apply(hidden_states, top_k_weights, *weights, top_k_index)
-    if len(hidden_states) == 1:
-        return _one_token(hidden_states, top_k_weights, weights, top_k_index)
     plan = sort_rows(top_k_index, len(weights.up))
     return combine(_outputs(hidden_states, weights, plan), plan.places, top_k_weights)
 
@@ -125,26 +125,6 @@ def activate(inner: Float[Tensor, "row rows"], act_fn: nn.Module, has_gate: bool
         return act_fn(inner)
     gate, up = inner.chunk(2, dim=-1)
     return act_fn(gate).mul_(up)
-
-
-def _one_token(
-    hidden_states: Float[Tensor, "1 width"],
-    top_k_weights: Float[Tensor, "1 k"],
-    weights: Weights,
-    top_k_index: Int[Tensor, "1 k"],
-) -> Float[Tensor, "1 width"]:
-    """Each weight of the chosen experts is read once, and nothing else is."""
-    output = None
-    for expert, weight in zip(top_k_index[0].tolist(), top_k_weights[0].tolist(), strict=True):
-        inner = F.linear(
-            hidden_states, weights.up[expert], None if weights.up_bias is None else weights.up_bias[expert]
-        )
-        inner = activate(inner, weights.act_fn, weights.has_gate)
-        bias = None if weights.down_bias is None else weights.down_bias[expert]
-        result = F.linear(inner, weights.down[expert], bias).float() * weight
-        output = result if output is None else output.add_(result)
-    assert output is not None
-    return output.to(hidden_states.dtype)
 
 
 def _columns(
