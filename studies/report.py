@@ -128,7 +128,8 @@ def page(results: Results, arms: dict[str, Arm], parts: list[Part]) -> str:
     """The text of `docs/study.md`."""
     finished = [one for of_arm in results.values() for one in of_arm.values()]
     sections = [part_section(results, part, arms) for part in parts]
-    rows = [row for section in sections for row in section["comparisons"]]
+    # A comparison may stand in two parts.
+    rows = list({row["what"]: row for section in sections for row in section["comparisons"]}.values())
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -145,7 +146,7 @@ def page(results: Results, arms: dict[str, Arm], parts: list[Part]) -> str:
         finished=len(finished),
         planned=len(runs(arms)),
         missing=missing(results, arms),
-        cpu_hours=sum(one["seconds"]["all"] for one in finished) / 3600,
+        cpu_minutes=sum(one["seconds"]["training_cpu"] for one in finished) / 60,
         verdicts=Counter(
             row["verdict"].partition(":")[0].partition(";")[0] for row in rows if row["paper"] is not None
         ),
