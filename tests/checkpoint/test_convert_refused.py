@@ -45,7 +45,7 @@ EXPERT = "model.layers.0.mlp.deepspeed_moe.experts.deepspeed_experts.{}.up_proj.
             r"0 missing and 1 unexpected.*unexpected: model\.layers\.9",
         ),
         (_with("model.norm.weight"), r"model\.norm\.weight has the shape \(2,\), which does not fit"),
-        (_as(torch.int8), r"holds model\.norm\.weight as I8: quantised weights are not supported"),
+        (_as(torch.int8), r"model\.norm\.weight holds torch\.int8: quantised weights are not supported"),
         (_as(torch.int32), r"model\.norm\.weight holds torch\.int32: quantised weights are not supported"),
     ],
 )
