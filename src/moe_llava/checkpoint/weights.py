@@ -80,7 +80,7 @@ def load_weights(
     files = shards(folder)
     specs = read_specs(files)
     model = empty_model(config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         wanted.pop("lm_head.weight", None)
     if wanted != {name: shape for name, (shape, _) in specs.items()}:
