@@ -41,7 +41,7 @@ study: install
 	$(BIN)/python studies/report.py
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: install
 	$(BIN)/ruff check src tests benchmarks studies

@@ -28,6 +28,14 @@ from tests.tiny import Tiny
 torch.set_num_threads(1)
 
 
+LONG = ("test_readme.py", "test_layouts.py", "test_gradients.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Recordings made by the original's code; tests that read them skip where they are absent."""

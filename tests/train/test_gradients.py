@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from tests.tiny import Tiny
 
+pytestmark = pytest.mark.xdist_group("gradients")  # the reference is made once, by one worker
+
 SCRIPT = Path(__file__).with_name("first_gradient.py")
 
 

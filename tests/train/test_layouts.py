@@ -24,6 +24,8 @@ from moe_llava.train.trainer import checkpoints
 from tests.tiny import Tiny, tiny_sparse
 from tests.train.layouts import run
 
+pytestmark = pytest.mark.xdist_group("layouts")  # their common runs are made once, by one worker
+
 SCRIPT = Path(__file__).with_name("layouts.py")
 LAYOUTS = ("ddp", "fsdp", "fsdp_ep")
 TRIED = {"llama": LAYOUTS, "phi": ("fsdp_ep",)}  # experts with a gate, experts with biases
