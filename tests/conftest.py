@@ -1,6 +1,7 @@
 """Shapes and types of every public function are checked while the tests run; models are tiny and random."""
 
 import os
+import signal
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -26,6 +27,9 @@ import torch
 from tests.tiny import Tiny
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # Run in the background: what the tests start must hear Ctrl-C all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONG = ("test_readme.py", "test_layouts.py", "test_gradients.py")

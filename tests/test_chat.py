@@ -68,9 +68,9 @@ def test_a_conversation_with_commands(chat: pexpect.spawn, tiny: Tiny, tmp_path:
 
 def test_ctrl_c_at_the_prompt_ends_it(chat: pexpect.spawn) -> None:
     # One that comes just before the terminal is read is heard only with the next key, or the next Ctrl-C.
-    ended = False
-    while not ended:
+    for _ in range(9):
         chat.sendintr()
-        ended = chat.expect([pexpect.TIMEOUT, pexpect.EOF], timeout=10) == 1
+        if chat.expect([pexpect.TIMEOUT, pexpect.EOF], timeout=10) == 1:
+            break
     chat.close()
     assert chat.exitstatus == 0
