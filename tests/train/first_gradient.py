@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from safetensors.torch import save_file
+from torch import distributed
 from transformers import TrainerCallback
 
 from moe_llava.recipe import load_recipe
@@ -37,6 +38,9 @@ def main(recipe: str, path: str, overrides: dict[str, str]) -> None:
     trainer = build_trainer(loaded, "sparsify", model, groups, dataset, start.processor.tokenizer.pad_token_id)
     trainer.add_callback(SaveGradients(model, Path(path)))
     trainer.train()
+    processes.wait()  # who leaves before the others have heard all breaks their connection
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
