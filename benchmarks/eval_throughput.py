@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPImageProcessor, CLIPVisionConfig
 
-from moe_llava.data.images import load_image
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.data.tokenizer import train_tokenizer
 from moe_llava.generate.engine import Decoding, Engine, Request
@@ -66,7 +65,7 @@ def build(width: int, layers: int) -> Engine:
     pixels = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     processor = MoeLlavaProcessor(pixels, tokenizer, chat_template="vicuna", image_seq_length=(SIDE // PATCH) ** 2)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Engine(model.to(device), processor)  # type: ignore[arg-type]
+    return Engine(model.to(device), processor)
 
 
 def question(number: int) -> str:
@@ -89,7 +88,7 @@ def one_at_a_time(engine: Engine, asked: list[Request]) -> list[str]:
     texts = []
     for request in asked:
         ids = torch.tensor([engine.prompt(request).ids], device=engine.model.device)
-        pixels = engine.processor.image_processor([load_image(image) for image in request.images], return_tensors="pt")
+        pixels = engine.processor.image_processor([open_image(image) for image in request.images], return_tensors="pt")
         output = engine.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 CASES = {
     "llama, small": {"width": 384, "layers": 6, "vocabulary": 8192, "train": "dense"},
@@ -142,7 +143,7 @@ def run_case(case: dict) -> dict:
         vision_hidden_size=64,
         vision_prefix_tokens=1,
     )
-    stage = {
+    fields = {
         "train": TRAIN[case["train"]],
         "data": [{"path": "none"}],
         "batch_size": SAMPLES * accumulate,
@@ -156,7 +157,7 @@ def run_case(case: dict) -> dict:
         "starts_from": "nothing",
     }
     folder = tempfile.mkdtemp()
-    recipe = Recipe.model_validate({"name": "memory", "output": folder, "stages": {"measured": stage}})
+    recipe = Recipe.model_validate({"name": "memory", "output": folder, "stages": {"measured": fields}})
     stage = recipe.stages["measured"]
     samples = [sample(number, case["vocabulary"]) for number in range(3 * SAMPLES * accumulate)]
     bytes_of_layers = probe(config, stage)
@@ -194,7 +195,7 @@ def sample(number: int, vocabulary: int) -> dict:
     return {"input_ids": ids, "labels": labels, "image_features": torch.randn(1, IMAGE_TOKENS, 64, generator=generator)}
 
 
-def warm_up(torch) -> None:
+def warm_up(torch: Any) -> None:
     """Load kernels and thread pools before counting."""
     layer = torch.nn.Linear(64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 from openai import AsyncOpenAI
@@ -114,7 +115,7 @@ async def load(url: str, clients: int, count: int, pictures: list[str], options:
         name = next((model.id for model in models.data), str(options.model))
         await one(client, name, pictures[-1], options.tokens)  # what is loaded or built on first use
         waiting = list(range(count))
-        done: list[tuple[float, float]] = []
+        done: list[tuple[float, float]] = []  # seconds to the first text, and in all
         answers: dict[int, str] = {}
         lost = 0
 
@@ -123,10 +124,10 @@ async def load(url: str, clients: int, count: int, pictures: list[str], options:
             while waiting:
                 number = waiting.pop()
                 try:
-                    *seconds, answers[number] = await one(
+                    first_text, total, answers[number] = await one(
                         client, name, pictures[number % len(pictures)], options.tokens
                     )
-                    done.append(tuple(seconds))
+                    done.append((first_text, total))
                 except Exception as error:  # noqa: BLE001 - counted
                     lost += 1
                     print(f"lost: {error}", file=sys.stderr)
@@ -156,7 +157,7 @@ def percentile(values: tuple[float, ...], share: float) -> float:
 
 async def one(client: AsyncOpenAI, model: str, picture: str, tokens: int) -> tuple[float, float, str]:
     """Seconds to the first text, seconds in all, the answer; it is drawn with a seed."""
-    content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": QUESTION}]
+    content: list[Any] = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": QUESTION}]
     began = time.perf_counter()
     first, ended, text = 0.0, None, ""
     stream = await client.chat.completions.create(

@@ -66,7 +66,8 @@ def answer(vlm: Assistant, image: str, batch: int, share_prefixes: bool) -> Call
 
 def cost(vlm: Assistant, run: Callable[[], None], rounds: int) -> dict[str, float]:
     """Seconds of `run` plain and traced, and the cost of tracing as a share."""
-    plain, traced = [], []
+    plain: list[float] = []
+    traced: list[float] = []
     for number in range(rounds + 2):
         for traces in (False, True) if number % 2 else (True, False):
             seconds = _seconds(vlm, run, traces)

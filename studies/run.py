@@ -30,14 +30,15 @@ from studies.data import DATA, write_data
 from studies.measure import Questions, expert_similarity, mean_of_last, pass_flops
 from studies.variants import VARIANTS
 
+from moe_llava.data.dataset import Mixture
 from moe_llava.evaluate.runner import commit
 from moe_llava.model.accounting import account_model
 from moe_llava.model.config import moe_layers
 from moe_llava.recipe import Recipe, load_recipe
 from moe_llava.train import folder as stage_folder
-from moe_llava.train.build import build_stage
 from moe_llava.train.run import build_dataset, build_trainer, image_features, train
 from moe_llava.train.stages import prepare
+from moe_llava.train.start import build_start
 
 WORK = Path("runs/study")
 TEST = DATA / "test.jsonl"
@@ -79,11 +80,14 @@ def run(arm: Arm, seed: int, arms: dict[str, Arm], questions: Path = TEST) -> di
     folder = recipe.folder(arm.name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    model, processor = build_stage(recipe, arm.name, console)
+    start = build_start(recipe, arm.name, console)
+    model, processor = start.model, start.processor
+    assert model is not None, "whole: one process trains it"
     facts = _apply_variant(arm, model)
     groups, _ = prepare(model, recipe.stages[arm.name].train)
-    dataset, _ = build_dataset(recipe, recipe.stages[arm.name], model, processor, console)
-    trainer = build_trainer(recipe, arm.name, model, groups, dataset, processor)
+    dataset, _ = build_dataset(recipe, recipe.stages[arm.name], start, console)
+    assert isinstance(dataset, Mixture)
+    trainer = build_trainer(recipe, arm.name, model, groups, dataset, processor.tokenizer.pad_token_id)
     training, cpu = time.perf_counter(), time.process_time()
     if arm.trains:
         trainer.train()

@@ -62,8 +62,8 @@ def tiny_dense(
 ) -> MoeLlavaForConditionalGeneration:
     """A dense model of random parts."""
     return compose(
-        tiny_causal(family, **changes).to(dtype),
-        tiny_tower().to(dtype),
+        tiny_causal(family, **changes).to(dtype),  # type: ignore[arg-type]  # the wrapper loses `self`
+        tiny_tower().to(dtype),  # type: ignore[arg-type]  # the wrapper loses `self`
         image_token_id=IMAGE_ID,
         image_size=(SIZE, SIZE),
         feature_layer=-2,

@@ -63,7 +63,7 @@ def before(folder: Path) -> Engine:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prepare_tokenizer(tokenizer)
     decoder = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if len(tokenizer) > decoder.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > decoder.config.vocab_size:
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model = compose(decoder, image_token_id=tokenizer.get_vocab()["<image>"])
     processor = MoeLlavaProcessor(tokenizer=tokenizer, chat_template=tokenizer.chat_template)

@@ -16,7 +16,7 @@ from tests.tiny import SIZE, tiny_tower
 
 # What a configuration of the original calls its decoder's fields, where that differs from ours.
 CONFIG_NAMES = {"stablelm": {"layer_norm_eps": "norm_eps", "partial_rotary_factor": "rope_pct"}}
-PLAIN = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+PLAIN: tuple[str, ...] = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 PLAIN += ("num_key_value_heads", "max_position_embeddings", "hidden_act", "rms_norm_eps", "layer_norm_eps")
 PLAIN += ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -109,7 +109,7 @@ def write_original(
     (folder / "config.json").write_text(json.dumps(config))
     stem = "model" if kind == "safetensors" else "pytorch_model"
     names = sorted(tensors)
-    places = {}
+    places: dict[str, str] = {}
     for number in range(shards):
         file = f"{stem}.{kind}" if shards == 1 else f"{stem}-{number + 1:05}-of-{shards:05}.{kind}"
         part = {name: tensors[name] for name in names[number::shards]}

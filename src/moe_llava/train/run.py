@@ -19,6 +19,7 @@ from moe_llava.data.conversation import scan
 from moe_llava.data.dataset import ConversationDataset, LengthGroupedSampler, Mixture, Sample, mixture
 from moe_llava.data.features import FeatureStore, tower_key
 from moe_llava.data.problems import DataError, Problem
+from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.data.stream import BlockShuffle, StreamDataset, StreamMixture, open_rows
 from moe_llava.data.stream.sources import streams
 from moe_llava.model import MoeLlavaForConditionalGeneration
@@ -128,10 +129,9 @@ def build_dataset(
     store = None
     if start.config.vision_config is not None and "vision_tower" not in stage.train:
         images = sorted({path for conversations, _ in parts for one in conversations for path in one.images})
-        folder = Path(recipe.output) / "features"
         if images:
             # The first process computes them; the others read what it wrote.
-            store = FeatureStore(processes.from_first(lambda: image_features(start, images, folder).directory))
+            store = FeatureStore(processes.from_first(lambda: _stored_features(recipe, start, images)))
     datasets = [
         (ConversationDataset(conversations, start.processor, store, on_error=stage.on_error), weight)
         for conversations, weight in parts
@@ -155,10 +155,15 @@ def stream_dataset(recipe: Recipe, stage: Stage, start: Start) -> StreamMixture:
     return StreamMixture(parts, recipe.seed)
 
 
-def image_features(start: Start, images: list[Path], folder: Path) -> FeatureStore:
+def _stored_features(recipe: Recipe, start: Start, images: list[Path]) -> Path:
+    assert start.model is not None, "the first process has it"
+    return image_features(start.model, start.processor, images, Path(recipe.output) / "features").directory
+
+
+def image_features(
+    model: MoeLlavaForConditionalGeneration, processor: MoeLlavaProcessor, images: list[Path], folder: Path
+) -> FeatureStore:
     """Patch features of images under the model's frozen tower, computed once."""
-    model, processor = start.model, start.processor
-    assert model is not None
     tower, config = model.model.vision_tower.eval(), model.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tower.to(device, memory_format=torch.channels_last)  # a quarter faster for convolutions
