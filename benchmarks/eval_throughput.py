@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPImageP
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.data.tokenizer import train_tokenizer
 from moe_llava.generate.engine import Decoding, Engine, Request
+from moe_llava.generate.image_features import open_image
 from moe_llava.model.accounting import account_model
 from moe_llava.model.compose import compose
 from moe_llava.model.upcycle import upcycle
