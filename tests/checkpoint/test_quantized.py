@@ -10,7 +10,7 @@ from moe_llava.checkpoint.quantized import load_quantized, quantize_folder
 from moe_llava.checkpoint.weights import load_weights
 from moe_llava.cli import main
 from moe_llava.model.decoder import SparseFeedForward
-from moe_llava.model.encoding import decode, encode, multiply, pack
+from moe_llava.model.encoding import block, decode, encode, multiply, pack
 from moe_llava.model.quantized import QuantizedExperts
 from moe_llava.model.upcycle import upcycle
 from tests.tiny import tiny_dense, tiny_inputs, tiny_sparse
@@ -37,6 +37,20 @@ def test_a_matrix_comes_back_nearly_and_products_are_with_what_comes_back(scheme
     assert (back - weight).norm() < error * 2 * weight.norm()
     product = multiply(rows, pack(numbers), scales, None)
     assert (product - rows @ back.t()).norm() < 0.01 * product.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_alone_has_the_product_that_it_has_among_others(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, rows = torch.randn(64, 128, generator=generator), torch.randn(3, 128, generator=generator).to(dtype)
+    rows[2] = 0
+    numbers, scales = encode(weight, "int8")
+    laid_out, bias = block(numbers), torch.randn(64, generator=generator).to(dtype)
+    together = multiply(rows, laid_out, scales, bias)
+    for row, expected in zip(rows, together, strict=True):
+        alone = multiply(row[None], laid_out, scales, bias)[0]
+        assert alone.dtype == dtype
+        assert (alone - expected).norm() < 0.01 * expected.norm()
 
 
 @pytest.mark.parametrize("family", ["stablelm", "phi", "gemma2"])

@@ -10,18 +10,19 @@ from tests.tiny import tiny_inputs, tiny_sparse
 
 @pytest.mark.parametrize("family", ["stablelm", "phi", "gemma2"])
 def test_packed_models_give_the_same_logits(family: str) -> None:
-    """In a prompt with images and padding, and token by token with a cache."""
+    """In a prompt with images and padding, and token by token with a cache, one sequence alone too."""
     model = tiny_sparse(family).eval()
     inputs = {name: value for name, value in tiny_inputs().items() if name != "labels"}
 
     @torch.inference_mode()
     def logits() -> list[torch.Tensor]:
-        read = Sequences(model, 2)
+        read, alone = Sequences(model, 2), Sequences(model, 1)
         first = read.read([[1, 11, 12, 13], [1, 9]])
         return [
             model(**inputs).logits[inputs["attention_mask"].bool()],
             first,
             *(read.read([[5], [6]]) for _ in range(3)),
+            *(alone.read(tokens) for tokens in ([[1, 9]], [[5]], [[6]])),
         ]
 
     before = logits()

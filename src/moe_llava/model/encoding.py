@@ -95,20 +95,35 @@ def _zeros(count: int) -> Tensor:
     return torch.zeros(count, dtype=torch.int32)
 
 
+@functools.cache
+def _rounding() -> Tensor:
+    """Added before numbers are cut to bytes. Of one dimension: a number alone would not make a sum fp32."""
+    return torch.tensor([ZERO + 0.5])
+
+
+def to_bytes(row: Float[Tensor, "1 column"]) -> tuple[Integer[Tensor, "1 column"], float]:
+    """One row in bytes around `ZERO`, and their scale: in few operations, of which each costs more than it computes."""
+    low, high = row.aminmax()
+    scale = max(high.item() / 127, -low.item() / 127, 1e-12)
+    return torch.add(_rounding(), row, alpha=1 / scale).to(torch.uint8), scale
+
+
 def multiply(
     rows: Float[Tensor, "token column"], numbers: Tensor, scales: Tensor, bias: Tensor | None
 ) -> Float[Tensor, "token row"]:
     """`rows @ weight.T + bias` with one encoded matrix."""
     if rows.device.type != "cpu":
         return F.linear(rows, decode(numbers, scales, rows.dtype), bias)
-    if numbers.dtype == torch.int8:
+    if numbers.is_mkldnn and len(rows) == 1:
+        integers, scale = to_bytes(rows)
+        dtype = rows.dtype if rows.dtype == torch.bfloat16 else torch.float32
+        output = _integer_product(integers, scale, numbers, scales, dtype).to(rows.dtype)
+    elif numbers.dtype == torch.int8:
         token_scales = (rows.abs().amax(dim=-1, keepdim=True).float() / 127).clamp_(min=1e-12)
         integers = (rows / token_scales).round_()
         if numbers.is_mkldnn:
             shifted = (integers + ZERO).to(torch.uint8)
-            output = torch.ops.onednn.qlinear_pointwise(
-                shifted, 1.0, ZERO, numbers, scales, _zeros(len(scales)), None, 1.0, 0, torch.float32, "none", [], ""
-            )
+            output = _integer_product(shifted, 1.0, numbers, scales, torch.float32)
             output = output.mul_(token_scales).to(rows.dtype)
         else:
             output = (torch._int_mm(integers.to(torch.int8), numbers.t()) * token_scales).mul_(scales).to(rows.dtype)
@@ -117,3 +132,13 @@ def multiply(
         product = torch.ops.aten._weight_int4pack_mm_for_cpu
         output = product(rows.bfloat16().contiguous(), numbers, group, scales).to(rows.dtype)
     return output if bias is None else output.add_(bias)
+
+
+def _integer_product(
+    rows: Integer[Tensor, "token column"], scale: float, numbers: Tensor, scales: Tensor, dtype: torch.dtype
+) -> Float[Tensor, "token row"]:
+    """Bytes around `ZERO` times a matrix in oneDNN's blocks."""
+    zeros = _zeros(len(scales))
+    return torch.ops.onednn.qlinear_pointwise(
+        rows, scale, ZERO, numbers, scales, zeros, None, 1.0, 0, dtype, "none", [], ""
+    )

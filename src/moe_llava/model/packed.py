@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moe_llava.model import decode_attention, onednn
 from moe_llava.model.experts import Experts
 from moe_llava.model.moe_llava import MoeLlavaForConditionalGeneration
-from moe_llava.model.sorted_experts import activate, combine, sort_rows
+from moe_llava.model.sorted_experts import activate, apply_experts
 
 
 class PackedLinear(nn.Module):
@@ -57,14 +57,7 @@ class PackedExperts(nn.Module):
         top_k_index: Int[Tensor, "token k"],
         top_k_weights: Float[Tensor, "token k"],
     ) -> Float[Tensor, "token width"]:
-        if len(hidden_states) == 1:
-            chosen = torch.cat([self._one(expert, hidden_states) for expert in top_k_index[0].tolist()])
-            return (chosen * top_k_weights.t()).sum(dim=0, keepdim=True).to(hidden_states.dtype)
-        plan = sort_rows(top_k_index, self.num_experts)
-        outputs = hidden_states.new_empty(len(plan.rows), hidden_states.shape[1])
-        for expert, group in plan.groups():
-            outputs[group] = self._one(expert, hidden_states[plan.rows[group]])
-        return combine(outputs, plan.places, top_k_weights)
+        return apply_experts(self._one, self.num_experts, hidden_states, top_k_index, top_k_weights)
 
 
 def packs(model: nn.Module) -> bool:

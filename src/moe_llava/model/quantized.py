@@ -15,7 +15,7 @@ from moe_llava.model import decode_attention
 from moe_llava.model.encoding import LANES, Scheme, block, encode, group_size, multiply
 from moe_llava.model.experts import Experts
 from moe_llava.model.moe_llava import MoeLlavaForConditionalGeneration
-from moe_llava.model.sorted_experts import activate, combine, sort_rows
+from moe_llava.model.sorted_experts import activate, apply_experts
 
 SCALES = "_scales"
 
@@ -97,18 +97,17 @@ class QuantizedExperts(QuantizedModule):
         bias = getattr(self, f"{name}_bias", None)
         return self.times(name, rows, None if bias is None else bias[expert], expert)
 
+    def _one(self, expert: int, rows: Float[Tensor, "row column"]) -> Float[Tensor, "row width"]:
+        inner = self._product(self.input_name, expert, rows)
+        return self._product("down_proj", expert, activate(inner, self.act_fn, self.has_gate))
+
     def forward(
         self,
         hidden_states: Float[Tensor, "token width"],
         top_k_index: Int[Tensor, "token k"],
         top_k_weights: Float[Tensor, "token k"],
     ) -> Float[Tensor, "token width"]:
-        plan = sort_rows(top_k_index, self.num_experts)
-        outputs = hidden_states.new_empty(len(plan.rows), hidden_states.shape[1])
-        for expert, group in plan.groups():
-            inner = self._product(self.input_name, expert, hidden_states[plan.rows[group]])
-            outputs[group] = self._product("down_proj", expert, activate(inner, self.act_fn, self.has_gate))
-        return combine(outputs, plan.places, top_k_weights)
+        return apply_experts(self._one, self.num_experts, hidden_states, top_k_index, top_k_weights)
 
 
 def quantize_modules(model: MoeLlavaForConditionalGeneration, scheme: Scheme | str, dtype: torch.dtype) -> None:
