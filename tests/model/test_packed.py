@@ -1,9 +1,12 @@
 """Models laid out for answers compute what they computed before."""
 
+import weakref
+
 import pytest
 import torch
 
 from moe_llava.generate.batch import Sequences
+from moe_llava.model import onednn
 from moe_llava.model.packed import pack_modules, packs
 from tests.tiny import tiny_inputs, tiny_sparse
 
@@ -29,6 +32,21 @@ def test_packed_models_give_the_same_logits(family: str) -> None:
     pack_modules(model)
     for packed, plain in zip(logits(), before, strict=True):
         assert torch.allclose(packed, plain, atol=1e-5)
+
+
+def test_maps_are_let_go_as_they_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_sparse()
+    maps = [weakref.ref(module) for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    alive: list[int] = []
+    pack = onednn.pack
+
+    def counted(weight: torch.Tensor) -> torch.Tensor:
+        alive.append(sum(one() is not None for one in maps))
+        return pack(weight)
+
+    monkeypatch.setattr(onednn, "pack", counted)
+    pack_modules(model)
+    assert alive[0] == len(maps) > 10 and alive[-1] <= 2
 
 
 def test_only_what_a_cpu_takes_is_packed() -> None:

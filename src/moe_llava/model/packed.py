@@ -4,6 +4,8 @@ Half as fast again to decode in bf16 and twice in fp32, at the same memory; what
 under their names, so it cannot be saved, trained or taken apart.
 """
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -72,13 +74,10 @@ def pack_modules(model: MoeLlavaForConditionalGeneration) -> None:
     """Pack a model's linear maps and experts in place, one after the other."""
     assert packs(model)
     decode_attention.use_in(model.model.language_model)
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear:
-            new: nn.Module = PackedLinear(module)
-        elif isinstance(module, Experts):
-            new = PackedExperts(module)
-        else:
-            continue
+    # Names, not modules: a list of those would keep every matrix until the last is packed.
+    names = [name for name, module in model.named_modules() if type(module) is nn.Linear or isinstance(module, Experts)]
+    for name in names:
         parent, _, child = name.rpartition(".")
+        module = model.get_submodule(name)
+        new = PackedExperts(module) if isinstance(module, Experts) else PackedLinear(cast(nn.Linear, module))
         setattr(model.get_submodule(parent), child, new)
-        del module
