@@ -7,9 +7,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from studies.arms import REFERENCE
 from studies.intervals import FEWEST, MARGIN
 
-_WIDEST = 4.0  # points; intervals of few seeds would hide the others
+_WIDEST = 6.5  # points; intervals of few seeds would hide the others
 
 
 def forest(sections: list[dict[str, Any]], path: Path) -> None:
@@ -37,18 +38,27 @@ def forest(sections: list[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def divergence(arms: list[dict[str, Any]], path: Path) -> None:
-    """How alike the experts of each arm are, and what it scores."""
-    found = [arm for arm in arms if arm["seeds"]]
-    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
-    for arm in found:
-        axes.plot(1 - arm["cosine"], arm["accuracy"], "o", color="C0")
-        axes.annotate(
-            arm["short"], (1 - arm["cosine"], arm["accuracy"]), xytext=(5, 4), textcoords="offset points", fontsize=8
-        )
+def divergence(section: dict[str, Any], path: Path) -> None:
+    """How far the experts of each arm have moved apart, and what that changes against the reference arm."""
+    apart = {arm["short"]: 1 - arm["cosine"] for arm in section["arms"]}
+    figure, axes = pyplot.subplots(figsize=(6.5, 3.5), layout="constrained")
+    axes.axhspan(-MARGIN, MARGIN, color="0.93")
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    axes.plot(apart[REFERENCE], 0, "o", color="0.45")
+    names = {REFERENCE: (apart[REFERENCE], 0.0)}
+    for row in section["comparisons"]:
+        name, points = row["what"].partition(" minus ")[0], row["points"]
+        if points and points.seeds >= FEWEST:
+            error = [[points.mean - points.low], [points.high - points.mean]]
+            axes.errorbar(apart[name], points.mean, yerr=error, fmt="o", markersize=4, color="C0")
+            names[name] = (apart[name], points.mean)
+    for name, place in names.items():  # to the left, away from the zero line
+        offset = (-6, 4) if place[1] >= 0 else (-6, -12)
+        axes.annotate(name, place, xytext=offset, textcoords="offset points", fontsize=8, ha="right")
+    axes.margins(x=0.15)
     axes.set_xscale("log")
     axes.set_xlabel("1 - cosine of the experts' weights, mean over pairs and layers")
-    axes.set_ylabel("accuracy, %")
+    axes.set_ylabel(f"accuracy minus {REFERENCE}'s, points")
     _save(figure, path)
 
 

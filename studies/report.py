@@ -177,7 +177,7 @@ def main() -> None:
     folder = PAGE.parent / "figures"
     sections = [part_section(results, part, arms) for part in parts]
     figures.forest(sections, folder / "study.png")
-    figures.divergence(next(one for one in sections if one["letter"] == "h")["arms"], folder / "study-experts.png")
+    figures.divergence(next(one for one in sections if one["letter"] == "h"), folder / "study-experts.png")
     PAGE.write_text(page(results, arms, parts))
     print(f"wrote {PAGE.relative_to(ROOT)}")
 

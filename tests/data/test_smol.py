@@ -104,9 +104,18 @@ def test_a_yes_or_no_shares_no_conversation_with_a_name() -> None:
     for record in records:
         asked = [turn["value"] for turn in record["conversations"][::2]]
         answers = [turn["value"] for turn in record["conversations"][1::2]]
-        if any(answer in ("Yes.", "No.") for answer in answers):
-            assert len(answers) == 1
+        if set(answers) & {"Yes.", "No."}:
+            assert set(answers) <= {"Yes.", "No."} and "Yes." not in answers[:-1]
         assert asked[0].startswith("<image>\n") and not any("<image>" in one for one in asked[1:])
+
+
+def test_whether_the_next_guess_is_right_cannot_be_guessed() -> None:
+    fox, *others = (thing.concept for thing in THINGS)
+    rounds = [questions.guess_turns(fox, others[:3], random.Random(seed)) for seed in range(400)]
+    for turn in range(3):
+        answers = [one[turn][1] for one in rounds if len(one) > turn]
+        assert 0.4 < answers.count("Yes.") / len(answers) < 0.6
+    assert all(("fox" in question) == (answer == "Yes.") for one in rounds for question, answer in one)
 
 
 def test_half_of_the_tests_yes_or_no_are_yes_and_names_come_with_and_without_article() -> None:

@@ -23,7 +23,7 @@ from moe_llava.data.smol.questions import Shown
 STYLES = ("twemoji", "openmoji", "noto", "fluent")  # the last is held out
 # Of pictures in the tower: 16 tokens. At 160 px, 1.5 times the work, a linear probe names a new hand 1 point better.
 SIDE = 128
-_FORMAT = 1
+_FORMAT = 2
 _MARKER = "smol.json"
 _SHAPES = 1000  # easy-VQA pictures to learn from
 _EXAMPLES = 600
@@ -93,7 +93,7 @@ def build_smol(
     *,
     styles: Sequence[str] = STYLES,
     variants: int = 3,
-    speech_prompts: int = 400,
+    speech_prompts: int = 800,
     limit: int | None = None,
     seed: int = 0,
     progress: Progress | bool = False,

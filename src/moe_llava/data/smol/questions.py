@@ -25,6 +25,7 @@ KINDS_ASKED = (
     ("Does it make music?", {"instrument"}),
     ("Is it a place?", {"place"}),
 )
+_GUESSES = 3  # at most, in one conversation
 
 Turn = tuple[str, str]
 
@@ -98,27 +99,37 @@ def caption_records(pictures: Sequence[Shown]) -> list[dict]:
 
 
 def instruction_records(pictures: Sequence[Shown], seed: str) -> list[dict]:
-    """One conversation a picture: what, kind and colour in any order; or a single yes or no; or what is said freely.
+    """One conversation a picture: what, kind and colour in any order; or is it this, or that; or what is said freely.
 
     A yes and a no never share a conversation with a name: they would follow from it.
     """
     rng = random.Random(f"smol {seed}")
     concepts = list(dict.fromkeys(one.concept for one in pictures))
-    wrong = distractors(concepts, rng)
+    wrong = [distractors(concepts, rng) for _ in range(_GUESSES)]
     records = []
     for one in pictures:
-        records.append(conversation(f"{seed}/{one.path}", _turns(one, wrong[one.concept.code], rng), one.path))
+        others = [near[one.concept.code] for near in wrong]
+        records.append(conversation(f"{seed}/{one.path}", _turns(one, others, rng), one.path))
     return records
 
 
-def _turns(shown: Shown, other: Concept, rng: random.Random) -> list[Turn]:
+def guess_turns(concept: Concept, others: Sequence[Concept], rng: random.Random) -> list[Turn]:
+    """Yes or no to a name, until the first yes or as often as there are others: at each turn either is as likely."""
+    turns = []
+    for other in others:
+        right = rng.random() < 0.5
+        turns.append(yes_no_turn(concept if right else other, right))
+        if right:
+            break
+    return turns
+
+
+def _turns(shown: Shown, others: Sequence[Concept], rng: random.Random) -> list[Turn]:
     drawn = rng.random()
-    if drawn < 0.15:
-        return [yes_no_turn(shown.concept, True)]
-    if drawn < 0.30:
-        return [yes_no_turn(other, False)]
+    if drawn < 0.35:
+        return guess_turns(shown.concept, others, rng)
     asked = kind_asked_turn(shown, rng)
-    if drawn < 0.40 and asked:
+    if drawn < 0.43 and asked:
         return [asked]
     said = said_turns(shown, rng)
     if drawn < 0.55 and said:

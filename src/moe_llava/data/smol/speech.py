@@ -25,7 +25,7 @@ _PATTERNS = (
     "Name three things that go with {noun}.",
 )
 _TOKENS = 56
-_BATCH = 16
+_BATCH = 32
 
 
 def prompts(dictionary: Dictionary, taken: set[str], count: int, seed: int) -> list[str]:
