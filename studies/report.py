@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from studies import figures
 from studies.arms import REFERENCE, Arm, Comparison, Part, read_arms, runs
-from studies.intervals import Difference, paired, verdict
+from studies.intervals import FEWEST, Difference, paired, verdict
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "study.md"
@@ -146,6 +146,7 @@ def page(results: Results, arms: dict[str, Arm], parts: list[Part]) -> str:
         finished=len(finished),
         planned=len(runs(arms)),
         missing=missing(results, arms),
+        answers=_answers(sections),
         cpu_minutes=sum(one["seconds"]["training_cpu"] for one in finished) / 60,
         verdicts=Counter(
             row["verdict"].partition(":")[0].partition(";")[0] for row in rows if row["paper"] is not None
@@ -155,6 +156,16 @@ def page(results: Results, arms: dict[str, Arm], parts: list[Part]) -> str:
         sizes={kind: of["n"] for kind, of in any_result["scores"].items()},
         packages=any_result["environment"]["packages"],
     )
+
+
+def _answers(sections: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What the page says in short; `None` while runs are missing for it."""
+    found = {row["what"]: row for section in sections for row in section["comparisons"]}
+    if any(row["points"] is None or row["points"].seeds < FEWEST for row in found.values()):
+        return None
+    design = [row for section in sections if section["letter"] in "cdfgi" for row in section["comparisons"]]
+    apart = {arm["short"]: arm for section in sections if section["letter"] == "h" for arm in section["arms"]}
+    return {"row": found, "design": design, "largest": max(design, key=lambda row: abs(row["points"].mean)), **apart}
 
 
 def _points(value: Difference | None, digits: int = 2) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -102,26 +103,39 @@ def test_verdicts_follow_from_the_interval(low: float, high: float, paper: float
     assert intervals.verdict(difference, Comparison("one", "other", paper)) == expected
 
 
+SCORES = {kind: {"accuracy": 0.5, "loss": 1.0, "n": 10} for kind in ("all", "easy_vqa", "emoji")}
+RESULT: dict[str, Any] = {
+    "scores": SCORES,
+    "steps": 10,
+    "train_flops": 1e12,
+    "parameters": 10,
+    "activated_parameters": 5,
+    "training": {},
+    "experts": {"cosine": 0.9, "cka": 0.8, "spread": 0.1},
+    "seconds": {"all": 1.0, "training_cpu": 1.0},
+    "environment": {"packages": {"torch": "2", "transformers": "5"}},
+}
+BETTER = {**RESULT, "scores": {**SCORES, "all": {"accuracy": 0.6, "loss": 0.9, "n": 10}}}
+
+
 def test_the_page_names_what_is_missing() -> None:
     arms, parts = read_arms()
-    scores = {kind: {"accuracy": 0.5, "loss": 1.0, "n": 10} for kind in ("all", "easy_vqa", "emoji")}
-    result = {
-        "scores": scores,
-        "steps": 10,
-        "train_flops": 1e12,
-        "parameters": 10,
-        "activated_parameters": 5,
-        "training": {},
-        "seconds": {"all": 1.0, "training_cpu": 1.0},
-        "environment": {"packages": {"torch": "2", "transformers": "5"}},
-    }
-    better = {**result, "scores": {**scores, "all": {"accuracy": 0.6, "loss": 0.9, "n": 10}}}
     results: report.Results = {name: {} for name in arms}
-    results["sparse"], results["dense"] = dict.fromkeys(range(3), better), dict.fromkeys(range(3), result)
+    results["sparse"], results["dense"] = dict.fromkeys(range(3), BETTER), dict.fromkeys(range(3), RESULT)
     text = report.page(results, arms, parts)
     assert "6 of 116 runs are in" in text and "at once (0, 1, 2, 3, 4)" in text
     assert "| sparse minus dense | +10.00 (+10.00 to +10.00) | -0.100" in text
     assert "**same direction: better** (3 of 5 seeds)" in text
+    assert "In short" not in text
+
+
+def test_a_full_page_says_it_in_short() -> None:
+    arms, parts = read_arms()
+    results = {name: dict.fromkeys(range(arm.seeds), RESULT) for name, arm in arms.items()}
+    results["experts_8"] = dict.fromkeys(range(3), BETTER)
+    text = report.page(results, arms, parts)
+    assert "17 differences the largest is +10.00 (+10.00 to +10.00), experts 8 minus sparse" in text
+    assert "Missing runs" not in text
 
 
 def test_two_seeds_say_nothing() -> None:
