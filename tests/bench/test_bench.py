@@ -11,6 +11,7 @@ from moe_llava.bench import models, train
 from moe_llava.bench.block import Case, Shape
 from moe_llava.bench.block import measure as measure_block
 from moe_llava.bench.loading import measure as measure_loading
+from moe_llava.bench.memory import fresh
 from moe_llava.bench.peer import DeepSpeed
 from moe_llava.bench.timing import Spread, Timings, interleave
 from moe_llava.cli import main
@@ -57,23 +58,38 @@ def test_a_peer_answers_through_a_pipe(tmp_path: Path, monkeypatch: pytest.Monke
         "print(json.dumps({'deepspeed': '0'}), flush=True)\n"
         "for line in sys.stdin:\n"
         "    job = json.loads(line)\n"
-        "    print(json.dumps({'seconds': 2.5} if job['case'] == 'run' else {'ready': True}), flush=True)\n"
+        "    print(json.dumps({'seconds': 2.5, 'bytes': 7} if job['case'] in ('run', 'memory') else {}), flush=True)\n"
     )
     monkeypatch.setattr("moe_llava.bench.peer.WORKER", worker)
+    monkeypatch.setattr("moe_llava.bench.train.fresh", lambda work, *arguments: work(*arguments))
     peer = DeepSpeed(sys.executable)
     rows = measure_block(Shape(16, 32), [Case(4, torch.float32, True)], rounds=2, device=CPU, deepspeed=peer)
     steps = train.measure(
-        train.Decoder(16, 32, 2, 2, 32), [(1, 8)], rounds=1, dtype=torch.float32, device=CPU, deepspeed=peer
+        train.Decoder(Shape(16, 32), 2, 2, 32),
+        [train.Batch(1, 8, torch.float32)],
+        rounds=1,
+        device=CPU,
+        deepspeed=peer,
     )
     peer.close()
     assert rows[0]["runs"]["deepspeed"]["seconds"]["median"] == 2.5
     assert steps[0]["runs"]["deepspeed"]["tokens_per_second"] == pytest.approx(8 / 2.5)
     assert {"floor", "ours", "dense stage II"} <= set(steps[0]["runs"])
+    assert steps[0]["runs"]["deepspeed"]["peak_bytes"] == 7
+    assert all("peak_bytes" in run for run in steps[0]["runs"].values())
+
+
+def test_a_steps_memory_is_what_trains_and_its_optimizer() -> None:
+    decoder, batch = train.Decoder(Shape(512, 2048), 2, 4, 64), train.Batch(1, 8, torch.float32)
+    held = fresh(train.step_bytes, decoder, batch, "ours", "cpu")
+    # Four experts and one dense network: each number with its gradient and two moments.
+    trained = 5 * (3 * 512 * 2048) * 4 * 4
+    assert trained < held < 1.6 * trained
 
 
 def test_loading_is_beside_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.SHAPES, "small", SMALL)
-    monkeypatch.setattr("moe_llava.bench.loading._fresh", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr("moe_llava.bench.loading.fresh", lambda work, *arguments: work(*arguments))
     monkeypatch.setattr(models, "TOWER", models.TOWER.__class__(**SMALL_TOWER))
     row = measure_loading("small", rounds=1, folder=tmp_path, quantize="int8")
     assert row["weight_bytes"] > 0 and row["runs"]["opening"]["ratio"]["median"] > 0

@@ -5,20 +5,15 @@ bytes of weights and cache that a token must read over the measured rate of read
 process of its own, its rounds in turn with those two rates.
 """
 
-import re
-import resource
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from moe_llava.bench.machine import MATRIX, STREAM_BYTES
+from moe_llava.bench.memory import fresh, peak_bytes, weight_bytes
 from moe_llava.bench.models import SPARSE, random_model, random_quantized, shape_config
 from moe_llava.bench.timing import Spread, interleave, timed
 from moe_llava.generate.batch import Sequences
@@ -80,9 +75,7 @@ def measure(
     rows = []
     for subject in subjects:
         progress(f"answer: {subject.name}")
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            job = pool.submit(measure_one, subject, question, rounds, str(device), torch.get_num_threads())
-            rows.append(job.result())
+        rows.append(fresh(measure_one, subject, question, rounds, str(device), torch.get_num_threads()))
     return rows
 
 
@@ -193,19 +186,3 @@ def token_bytes(model: MoeLlavaForConditionalGeneration, accounting: Accounting,
         size += getattr(module, "packed_bytes", 0)
         total += size * (share if isinstance(module, (Experts, QuantizedExperts)) else 1)
     return round(total) + context * accounting.cache_bytes_per_token(model.dtype.itemsize)
-
-
-def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all parameters and buffers, and of what was laid out anew."""
-    laid = sum(getattr(module, "packed_bytes", 0) for module in model.modules())
-    return laid + sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory that this process ever held, on its device."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():  # of this process alone: what getrusage says is inherited
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024  # type: ignore[index]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -35,11 +35,13 @@ class Shape:
     experts: int = 4
     top_k: int = 2
 
-    def config(self) -> PreTrainedConfig:
-        text = AutoConfig.for_model(
-            "llama", hidden_size=self.width, intermediate_size=self.inner, num_attention_heads=8, vocab_size=8
-        )
-        return sparse_text_config(text, num_experts=self.experts, top_k=self.top_k)
+    def dense_config(self, **more: Any) -> PreTrainedConfig:
+        """A decoder of these widths."""
+        return AutoConfig.for_model("llama", hidden_size=self.width, intermediate_size=self.inner, **more)
+
+    def sparse(self, dense: PreTrainedConfig) -> PreTrainedConfig:
+        """The same decoder with the mixture in every other layer."""
+        return sparse_text_config(dense, num_experts=self.experts, top_k=self.top_k)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _copies(shape: Shape, case: Case) -> int:
 
 
 def _runs(shape: Shape, case: Case, copies: int, device: torch.device) -> dict[str, Run]:
-    config = shape.config()
+    config = shape.sparse(shape.dense_config(num_attention_heads=8, vocab_size=8))
     torch.manual_seed(0)
     blocks, floors = [], []
     for _ in range(copies):

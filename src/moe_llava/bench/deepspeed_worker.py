@@ -4,7 +4,8 @@
 
 `{"case": "layer", "width", "inner", "experts", "k", "tokens", "dtype", "train", "copies"}` builds layers,
 `{"case": "step", "text_config", "moe_layers", "experts", "k", "rows", "length", "dtype"}` a decoder and its optimizer;
-`{"case": "run"}` runs what was built once and gives its seconds, `{"case": "end"}` ends.
+`{"case": "run"}` runs what was built once and gives its seconds, `{"case": "memory"}` runs it twice and gives the most
+bytes held since before it was built, `{"case": "end"}` ends.
 
 The layer is called as MoE-LLaVA calls it: capacity 1.5 in training and 2.0 otherwise, no minimum, tokens dropped.
 """
@@ -13,6 +14,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -102,13 +104,24 @@ def step(job):
     return run
 
 
+def held(name):
+    """Bytes of this process: `VmRSS` now, `VmHWM` at most; on Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
 def answer(job, state):
     """Carry out one line."""
     if job["case"] == "run":
         start = time.perf_counter()
         state["run"]()
         return {"seconds": time.perf_counter() - start}
+    if job["case"] == "memory":
+        state["run"]()
+        state["run"]()
+        return {"bytes": held("VmHWM") - state["before"]}
     state.pop("run", None)
+    state["before"] = held("VmRSS")
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
     state["run"] = {"layer": layer, "step": step}[job["case"]](job)

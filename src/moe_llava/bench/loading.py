@@ -4,14 +4,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from moe_llava.bench.answer import peak_bytes, weight_bytes
+from moe_llava.bench.memory import fresh, peak_bytes, resident_bytes, weight_bytes
 from moe_llava.bench.models import random_tensors, shape_config
 from moe_llava.bench.timing import Timings
 from moe_llava.checkpoint.quantized import load_quantized, quantize_folder
@@ -53,8 +51,8 @@ def measure(
         facts: dict[str, int] = {}
         progress("loading: reading and opening")
         for _ in range(rounds):
-            rows["reading"].append(_fresh(_read, path)[0])
-            seconds, facts = _fresh(_open, path, quantize)
+            rows["reading"].append(fresh(_read, path)[0])
+            seconds, facts = fresh(_open, path, quantize)
             rows["opening"].append(seconds)
         timings = Timings(rows)
         return {
@@ -63,11 +61,6 @@ def measure(
             **facts,
             "peak_over_model": facts["added_peak_bytes"] / facts["weight_bytes"],
         }
-
-
-def _fresh(work: Callable[..., Any], *arguments: Any) -> Any:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
 
 
 def _read(folder: Path) -> tuple[float, dict[str, int]]:
@@ -87,7 +80,7 @@ def _open(folder: Path, quantize: Scheme | None) -> tuple[float, dict[str, int]]
     from moe_llava.checkpoint.folder import read_config
 
     config = read_config(folder)
-    before = Watch.now()
+    before = resident_bytes()
     with Watch() as watch:
         start = time.perf_counter()
         model: MoeLlavaForConditionalGeneration | None
@@ -105,7 +98,7 @@ class Watch:
     """The most resident memory, mapped files included, that this process holds meanwhile; sampled, on Linux."""
 
     def __enter__(self) -> "Watch":
-        self.peak, self._ended = self.now(), threading.Event()
+        self.peak, self._ended = resident_bytes(), threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
         return self
@@ -113,14 +106,8 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self.peak = max(self.peak, self.now())
+        self.peak = max(self.peak, resident_bytes())
 
     def _sample(self) -> None:
         while not self._ended.wait(0.01):
-            self.peak = max(self.peak, self.now())
-
-    @staticmethod
-    def now() -> int:
-        """Resident bytes, mapped files included."""
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * 4096
+            self.peak = max(self.peak, resident_bytes())

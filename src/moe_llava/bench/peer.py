@@ -23,6 +23,7 @@ class DeepSpeed:
     def __init__(self, python: str | Path) -> None:
         if not Path(python).is_file():
             raise ValueError(f"--deepspeed {python}: no such file; give the python of an environment with deepspeed.")
+        self._python = python
         self._process = subprocess.Popen(
             [str(python), str(WORKER)],
             stdin=subprocess.PIPE,
@@ -43,6 +44,15 @@ class DeepSpeed:
     def run(self) -> float:
         """Seconds of one run, as the worker measures them."""
         return self._ask({"case": "run"})["seconds"]
+
+    def peak_bytes(self, case: str, **job: Any) -> int:
+        """Most bytes that a case holds in a process of its own, beyond what that held before."""
+        other = DeepSpeed(self._python)
+        try:
+            other.build(case, **job)
+            return other._ask({"case": "memory"})["bytes"]
+        finally:
+            other.close()
 
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None

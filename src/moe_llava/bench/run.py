@@ -112,19 +112,13 @@ def _part(
         subjects = answer.subjects(options.shapes, options.quantize, options.sparse_only, options.layers)
         return answer.measure(subjects, question, device=device, **shared)
     if part == "train":
-        batches = [(max(1, tokens // 2048), min(tokens, 2048)) for tokens in options.train_tokens]
-        rows = []
-        for dtype in dtypes:
-            rows += train.measure(
-                train.Decoder(width=options.shape.width, inner=options.shape.inner),
-                batches,
-                dtype=dtype,
-                device=device,
-                deepspeed=deepspeed,
-                budget=options.budget,
-                **shared,
-            )
-        return rows
+        batches = [
+            train.Batch(max(1, tokens // 2048), min(tokens, 2048), dtype)
+            for dtype in dtypes
+            for tokens in options.train_tokens
+        ]
+        decoder = train.Decoder(options.shape)
+        return train.measure(decoder, batches, device=device, deepspeed=deepspeed, budget=options.budget, **shared)
     if part == "growth":
         return growth.measure(dtype=dtypes[-1], device=device, **shared)
     return [

@@ -81,10 +81,11 @@ def _answer(rows: list[dict[str, Any]]) -> Iterator[RenderableType]:
 
 def _train(rows: list[dict[str, Any]]) -> Iterator[RenderableType]:
     names = list(rows[0]["runs"])
-    table = _table("train: one step, tokens a second (times ours)", ["", "tokens", *names])
+    table = _table("train: one step, tokens a second (times ours), peak GB", ["", "tokens", *names])
     for row in rows:
         cells = [
-            f"{run['tokens_per_second']:.0f} ({run['ratio_to_ours']['median']:.2f})" for run in row["runs"].values()
+            f"{run['tokens_per_second']:.0f} ({run['ratio_to_ours']['median']:.2f}), {run['peak_bytes'] / 1e9:.2f}"
+            for run in row["runs"].values()
         ]
         table.add_row(row["dtype"], f"{row['rows']} x {row['length']}", *cells)
     yield table
