@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from rich.console import Console
+
 from moe_llava.cli.verbs import Verbs, console, errors
 
 
@@ -57,9 +59,10 @@ def run_bench(options: argparse.Namespace) -> int | None:
     if options.json:
         print(json.dumps(report, indent=2))
         return None
+    wide = Console(width=max(WIDTH, console.width))  # into a file, too, which has no width of its own
     for table in tables(report):
-        console.print(table, highlight=False, width=max(WIDTH, console.width))
-        console.print()
+        wide.print(table, highlight=False)
+        wide.print()
     return None
 
 
