@@ -70,12 +70,19 @@ def test_a_lead_is_paired_and_has_an_interval() -> None:
 
 def test_the_page_says_what_was_measured() -> None:
     said = {"questions": ["Why?"], "before": ["So | so."], "after": ["Thus."]}
+    named = table(answered(), "name")
+    half = dict.fromkeys(("model", "nearest neighbour", "linear probe"), 0.5)
     report = {
-        "sets": {"unseen_style": {"name": table(answered(), "name")}},
+        "sets": {
+            "unseen_style": {"name": named, "yes_no": {**named, "f1": half}},
+            "unseen_concept": {"name": named},
+        },
         "language": {"perplexity": {"before": 20.0, "after": 21.0}, **said},
         "gallery": [],
     }
     text = page(report)
+    assert "it names 100.0 (100.0 to 100.0) %: better than its nearest neighbour, better than a linear probe." in text
+    assert "| an unseen drawing style, yes no, F1 | 20 | 0.500 | 0.500 | 0.500 | | |" in text
     assert "| an unseen drawing style, name | 20 | 100.0 (100.0 to 100.0) | 50.0" in text
     assert "20.00 before, 21.00 after (+5.0 %)" in text
     assert "| Why? | So / so. | Thus. |" in text

@@ -8,7 +8,7 @@ _WHO = ("model", "nearest neighbour", "linear probe")
 
 def page(report: dict[str, Any]) -> str:
     """Markdown: tables, language before and after, the gallery."""
-    parts = [_INTRODUCTION, _tables(report), _language(report["language"]), _GALLERY]
+    parts = [_INTRODUCTION, _findings(report), _tables(report), _language(report["language"]), _GALLERY]
     return "\n".join(parts)
 
 
@@ -42,6 +42,30 @@ answered with an accepted one.
 
 Emoji: Microsoft's Fluent, MIT licence.
 """
+
+
+def _findings(report: dict[str, Any]) -> str:
+    """What the tables come to, in sentences that follow from their intervals."""
+    sets, perplexity = report["sets"], report["language"]["perplexity"]
+    named, asked = sets["unseen_style"]["name"], sets["unseen_style"]["yes_no"]
+    lines = [
+        f"- In an unseen style it names {_percent(named['model'])} %: {_beside(named)}.",
+        f"- Is this a ...? {_percent(asked['model'])} % right, F1 {asked['f1']['model']:.3f} "
+        f"(always yes: {2 / 3:.3f}): {_beside(asked)}.",
+        f"- Things that it never saw: {_percent(sets['unseen_concept']['name']['model'])} % named.",
+        f"- Its perplexity on text changes by {100 * (perplexity['after'] / perplexity['before'] - 1):+.0f} %.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _beside(row: dict[str, Any]) -> str:
+    """How the model stands to each baseline."""
+    words = []
+    for who in _WHO[1:]:
+        lead = row[f"lead over {who}"]
+        word = "better than" if lead["low"] > 0 else "worse than" if lead["high"] < 0 else "no different from"
+        words.append(f"{word} {'a' if who == 'linear probe' else 'its'} {who}")
+    return ", ".join(words)
 
 
 def _tables(report: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from moe_llava.generate.batch import Sequences
 from moe_llava.model import onednn
-from moe_llava.model.packed import pack_modules, packs
+from moe_llava.model.packed import PackedExperts, pack_modules, packs
 from tests.tiny import tiny_inputs, tiny_sparse
 
 
@@ -32,6 +32,18 @@ def test_packed_models_give_the_same_logits(family: str) -> None:
     pack_modules(model)
     for packed, plain in zip(logits(), before, strict=True):
         assert torch.allclose(packed, plain, atol=1e-5)
+
+
+def test_a_token_alone_mixes_as_among_others() -> None:
+    experts = tiny_sparse().model.language_model.layers[0].mlp.experts
+    hidden, choice = torch.randn(3, 32), torch.tensor([[0, 1], [3, 2], [1, 3]])
+    weights = torch.rand(3, 2)
+    expected = experts(hidden, choice, weights)
+    packed = PackedExperts(experts)
+    assert torch.allclose(packed(hidden, choice, weights), expected, atol=1e-6)
+    for token in range(3):
+        one = slice(token, token + 1)
+        assert torch.allclose(packed(hidden[one], choice[one], weights[one])[0], expected[token], atol=1e-6)
 
 
 def test_maps_are_let_go_as_they_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ import torch
 
 from moe_llava.model.experts import layout_of
 from moe_llava.model.router import choose_experts
-from moe_llava.model.sorted_experts import apply_experts
 from moe_llava.model.upcycle import upcycle
 from tests.tiny import tiny_dense, tiny_inputs, tiny_sparse
 
@@ -74,20 +73,6 @@ def test_sorted_rows_give_the_loop_for_any_number_of_tokens(tokens: int, dtype: 
     for mine, plain in zip(results["sorted_mm"], results["eager"], strict=True):
         assert mine.dtype == plain.dtype
         assert torch.allclose(mine, plain, atol=tolerance * 5, rtol=tolerance * 5)
-
-
-def test_one_token_is_mixed_as_it_is_among_others() -> None:
-    generator = torch.Generator().manual_seed(0)
-    hidden_states = torch.randn(3, 8, generator=generator)
-    weights, experts = choose_experts(torch.randn(3, 4, generator=generator), 2, normalize=True)
-
-    def mix(tokens: slice) -> torch.Tensor:
-        chosen = hidden_states[tokens], experts[tokens], weights[tokens]
-        return apply_experts(lambda expert, rows: rows.sin() * (expert + 1), 4, *chosen)
-
-    together = mix(slice(0, 3))
-    for token in range(3):
-        assert torch.allclose(mix(slice(token, token + 1))[0], together[token], atol=1e-6)
 
 
 def test_mixed_precision_reaches_the_experts() -> None:

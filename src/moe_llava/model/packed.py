@@ -7,13 +7,13 @@ under their names, so it cannot be saved, trained or taken apart.
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_llava.model import decode_attention, onednn
 from moe_llava.model.experts import Experts
+from moe_llava.model.laid_out import LaidOutExperts
 from moe_llava.model.moe_llava import MoeLlavaForConditionalGeneration
-from moe_llava.model.sorted_experts import activate, apply_experts
 
 
 class PackedLinear(nn.Module):
@@ -30,36 +30,21 @@ class PackedLinear(nn.Module):
         return onednn.linear(rows, self._weight, self.bias).view(*hidden_states.shape[:-1], self.out_features)
 
 
-class PackedExperts(nn.Module):
+class PackedExperts(LaidOutExperts):
     """`Experts` with packed weights."""
 
     def __init__(self, experts: Experts) -> None:
-        super().__init__()
-        self.num_experts, self.input_name = experts.num_experts, experts.input_name
-        self.has_gate, self.act_fn = experts.has_gate, experts.act_fn
+        super().__init__(experts)
         self._weights: dict[str, list[Tensor]] = {}
         for name, parameter in list(experts.named_parameters(recurse=False)):
             if parameter.ndim == 3:
                 self._weights[name] = [onednn.pack(matrix) for matrix in parameter.detach()]
                 delattr(experts, name)
-            else:
-                self.register_parameter(name, parameter)
 
-    def _product(self, name: str, expert: int, rows: Float[Tensor, "row column"]) -> Float[Tensor, "row width"]:
-        bias = getattr(self, f"{name}_bias", None)
-        return onednn.linear(rows, self._weights[name][expert], None if bias is None else bias[expert])
-
-    def _one(self, expert: int, rows: Float[Tensor, "row column"]) -> Float[Tensor, "row width"]:
-        inner = self._product(self.input_name, expert, rows)
-        return self._product("down_proj", expert, activate(inner, self.act_fn, self.has_gate))
-
-    def forward(
-        self,
-        hidden_states: Float[Tensor, "token width"],
-        top_k_index: Int[Tensor, "token k"],
-        top_k_weights: Float[Tensor, "token k"],
-    ) -> Float[Tensor, "token width"]:
-        return apply_experts(self._one, self.num_experts, hidden_states, top_k_index, top_k_weights)
+    def multiply(
+        self, name: str, expert: int, rows: Float[Tensor, "row column"], bias: Tensor | None
+    ) -> Float[Tensor, "row width"]:
+        return onednn.linear(rows, self._weights[name][expert], bias)
 
 
 def packs(model: nn.Module) -> bool:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from moe_llava.model import decode_attention
 from moe_llava.model.encoding import LANES, Scheme, block, encode, group_size, multiply
 from moe_llava.model.experts import Experts
+from moe_llava.model.laid_out import LaidOutExperts
 from moe_llava.model.moe_llava import MoeLlavaForConditionalGeneration
-from moe_llava.model.sorted_experts import activate, apply_experts
 
 SCALES = "_scales"
 
@@ -80,34 +80,19 @@ class QuantizedEmbedding(nn.Module):
         return (self.weight[input_ids] * self.weight_scales[input_ids].unsqueeze(-1)).to(self.dtype)
 
 
-class QuantizedExperts(QuantizedModule):
-    """`Experts` with encoded weights; rows sorted by expert, so that each matrix is read once."""
+class QuantizedExperts(LaidOutExperts, QuantizedModule):
+    """`Experts` with encoded weights."""
 
     def __init__(self, experts: Experts, scheme: Scheme) -> None:
-        super().__init__()
-        self.num_experts, self.input_name = experts.num_experts, experts.input_name
-        self.has_gate, self.act_fn = experts.has_gate, experts.act_fn
+        super().__init__(experts)
         for name, parameter in experts.named_parameters(recurse=False):
             if parameter.ndim == 3:
                 _register(self, name, parameter.shape, scheme)
-            else:
-                self.register_parameter(name, parameter)
 
-    def _product(self, name: str, expert: int, rows: Float[Tensor, "row column"]) -> Float[Tensor, "row width"]:
-        bias = getattr(self, f"{name}_bias", None)
-        return self.times(name, rows, None if bias is None else bias[expert], expert)
-
-    def _one(self, expert: int, rows: Float[Tensor, "row column"]) -> Float[Tensor, "row width"]:
-        inner = self._product(self.input_name, expert, rows)
-        return self._product("down_proj", expert, activate(inner, self.act_fn, self.has_gate))
-
-    def forward(
-        self,
-        hidden_states: Float[Tensor, "token width"],
-        top_k_index: Int[Tensor, "token k"],
-        top_k_weights: Float[Tensor, "token k"],
-    ) -> Float[Tensor, "token width"]:
-        return apply_experts(self._one, self.num_experts, hidden_states, top_k_index, top_k_weights)
+    def multiply(
+        self, name: str, expert: int, rows: Float[Tensor, "row column"], bias: Tensor | None
+    ) -> Float[Tensor, "row width"]:
+        return self.times(name, rows, bias, expert)
 
 
 def quantize_modules(model: MoeLlavaForConditionalGeneration, scheme: Scheme | str, dtype: torch.dtype) -> None:

@@ -119,26 +119,6 @@ def combine(
     return F.embedding_bag(places, outputs, mode="sum", per_sample_weights=weights)
 
 
-def apply_experts(
-    run: Callable[[int, Tensor], Tensor],
-    num_experts: int,
-    hidden_states: Float[Tensor, "token width"],
-    top_k_index: Int[Tensor, "token k"],
-    top_k_weights: Float[Tensor, "token k"],
-) -> Float[Tensor, "token width"]:
-    """Of each token, the weighted sum of what `run(expert, rows)` gives; no gradients. One token needs no sorting."""
-    if len(hidden_states) == 1:
-        total = torch.zeros_like(hidden_states, dtype=top_k_weights.dtype)
-        for expert, weight in zip(top_k_index[0].tolist(), top_k_weights[0].tolist(), strict=True):
-            total.add_(run(expert, hidden_states), alpha=weight)
-        return total.to(hidden_states.dtype)
-    plan = sort_rows(top_k_index, num_experts)
-    outputs = hidden_states.new_empty(len(plan.rows), hidden_states.shape[1])
-    for expert, group in plan.groups():
-        outputs[group] = run(expert, hidden_states[plan.rows[group]])
-    return combine(outputs, plan.places, top_k_weights)
-
-
 def activate(inner: Float[Tensor, "row rows"], act_fn: nn.Module, has_gate: bool) -> Float[Tensor, "row inner"]:
     """The activation of a plain or gated feed-forward network; may overwrite `inner`."""
     if not has_gate:
