@@ -29,7 +29,7 @@ from moe_llava.evaluate.questions import Question, is_right, read_questions
 from moe_llava.evaluate.runner import Model, answer_task, task_of_questions
 from moe_llava.generate.engine import Engine, Request
 from moe_llava.train.folder import write_json
-from moe_llava.train.run import image_features
+from moe_llava.train.tower import image_features
 
 SETS = ("unseen_style", "unseen_concept", "unseen_both")
 TALK = ("What is this?", "Is it something to eat?", "Write one sentence about it.")

@@ -99,14 +99,22 @@ def test_a_caption_says_name_kind_and_colours() -> None:
     assert questions.caption(THINGS[0]) == "A fox: an animal, orange and white."
 
 
-def test_a_yes_or_no_shares_no_conversation_with_a_name() -> None:
+def test_names_alone_are_for_the_first_stage() -> None:
+    (record,) = questions.name_records(THINGS[:1])
+    assert [turn["value"] for turn in record["conversations"]] == ["<image>", "A fox."]
+
+
+def test_a_yes_or_no_comes_alone_or_after_the_name() -> None:
     records = questions.instruction_records(THINGS * 50, "instruct")
+    named = 0
     for record in records:
         asked = [turn["value"] for turn in record["conversations"][::2]]
         answers = [turn["value"] for turn in record["conversations"][1::2]]
         if set(answers) & {"Yes.", "No."}:
-            assert set(answers) <= {"Yes.", "No."} and "Yes." not in answers[:-1]
+            named += answers[0] not in {"Yes.", "No."}
+            assert set(answers[1:]) <= {"Yes.", "No."} and "Yes." not in answers[:-1]
         assert asked[0].startswith("<image>\n") and not any("<image>" in one for one in asked[1:])
+    assert 0.08 < named / len(records) < 0.22
 
 
 def test_whether_the_next_guess_is_right_cannot_be_guessed() -> None:
@@ -116,6 +124,8 @@ def test_whether_the_next_guess_is_right_cannot_be_guessed() -> None:
         answers = [one[turn][1] for one in rounds if len(one) > turn]
         assert 0.4 < answers.count("Yes.") / len(answers) < 0.6
     assert all(("fox" in question) == (answer == "Yes.") for one in rounds for question, answer in one)
+    itself = [questions.guess_turns(fox, [fox], random.Random(seed)) for seed in range(20)]
+    assert all(one[0][1] == "Yes." for one in itself)
 
 
 def test_half_of_the_tests_yes_or_no_are_yes_and_names_come_with_and_without_article() -> None:

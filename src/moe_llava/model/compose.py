@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from moe_llava.model.config import MoeLlavaConfig
 from moe_llava.model.moe_llava import MoeLlavaForConditionalGeneration
-from moe_llava.model.projector import Projector
+from moe_llava.model.projector import build_projector
 from moe_llava.model.vision import tower_shape
 
 
@@ -44,7 +44,7 @@ def compose(
         config.vision_prefix_tokens = dropped
         config.vision_hidden_size = shape.width
         config.image_seq_length = shape.tokens + shape.prefix_tokens - dropped
-        projector = Projector(projector_type, shape.width, text_config.hidden_size)
+        projector = build_projector(projector_type, shape.width, text_config.hidden_size)
         state |= {f"model.vision_tower.{name}": tensor for name, tensor in vision_tower.state_dict().items()}
         state |= {f"model.multi_modal_projector.{name}": tensor for name, tensor in projector.state_dict().items()}
     return load_state(config, state, dtype=language_model.dtype)

@@ -21,7 +21,7 @@ from moe_llava.model.config import MoeLlavaConfig
 from moe_llava.model.decoder import build_decoder
 from moe_llava.model.head import LogitRule
 from moe_llava.model.output import MoeLlavaOutput
-from moe_llava.model.projector import Projector
+from moe_llava.model.projector import build_projector
 from moe_llava.model.vision import patch_features
 
 
@@ -50,7 +50,7 @@ class MoeLlavaModel(MoeLlavaPreTrainedModel):
         super().__init__(config)
         if config.vision_config is not None:
             self.vision_tower = AutoModel.from_config(config.vision_config)
-            self.multi_modal_projector = Projector(
+            self.multi_modal_projector = build_projector(
                 config.projector_type, config.vision_hidden_size, config.text_config.hidden_size
             )
         self.language_model = build_decoder(config.text_config)

@@ -17,9 +17,8 @@ from transformers.integrations import TensorBoardCallback
 from moe_llava.data.collate import Collator
 from moe_llava.data.conversation import scan
 from moe_llava.data.dataset import ConversationDataset, LengthGroupedSampler, Mixture, Sample, mixture
-from moe_llava.data.features import FeatureStore, tower_key
+from moe_llava.data.features import FeatureStore
 from moe_llava.data.problems import DataError, Problem
-from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.data.stream import BlockShuffle, StreamDataset, StreamMixture, open_rows
 from moe_llava.data.stream.sources import streams
 from moe_llava.model import MoeLlavaForConditionalGeneration
@@ -31,6 +30,7 @@ from moe_llava.train.examination import Examination, Examine
 from moe_llava.train.layout import check_stage, whole_model
 from moe_llava.train.stages import TrainingGroup, prepare
 from moe_llava.train.start import Start, build_start
+from moe_llava.train.tower import image_features
 from moe_llava.train.trainer import MoeTrainer, optimizer_steps
 
 
@@ -158,25 +158,6 @@ def stream_dataset(recipe: Recipe, stage: Stage, start: Start) -> StreamMixture:
 def _stored_features(recipe: Recipe, start: Start, images: list[Path]) -> Path:
     assert start.model is not None, "the first process has it"
     return image_features(start.model, start.processor, images, Path(recipe.output) / "features").directory
-
-
-def image_features(
-    model: MoeLlavaForConditionalGeneration, processor: MoeLlavaProcessor, images: list[Path], folder: Path
-) -> FeatureStore:
-    """Patch features of images under the model's frozen tower, computed once."""
-    tower, config = model.model.vision_tower.eval(), model.config
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tower.to(device, memory_format=torch.channels_last)  # a quarter faster for convolutions
-    key = tower_key(
-        tower, processor.image_processor, layer=config.vision_feature_layer, prefix=config.vision_prefix_tokens
-    )
-    return FeatureStore.build(
-        images,
-        lambda pixels: model.model.get_patch_features(pixels.to(device, tower.dtype)).float().cpu(),
-        processor.image_processor,
-        key=key,
-        folder=folder,
-    )
 
 
 def build_trainer(

@@ -8,11 +8,14 @@ from rich.console import Console
 from moe_llava.checkpoint.folder import load_processor, read_config, save_model
 from moe_llava.data.processor import MoeLlavaProcessor
 from moe_llava.model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
+from moe_llava.model.projector import VocabularyProjector
 from moe_llava.recipe import Distributed, Recipe
 from moe_llava.train import folder as stage_folder
 from moe_llava.train import processes
 from moe_llava.train.build import build_stage
 from moe_llava.train.layout import distributed_config, load_sharded
+from moe_llava.train.tower import image_features
+from moe_llava.train.vocabulary import captioned, start_words
 
 
 @dataclass
@@ -47,11 +50,11 @@ def build_start(recipe: Recipe, name: str, console: Console) -> Start:
     """
     folder = recipe.folder(name) / stage_folder.START
     if recipe.distributed.layout == "ddp" or processes.count() == 1:
-        model, processor = build_stage(recipe, name, console)
+        model, processor = _build(recipe, name, console)
         return Start(model.config, processor, model, recipe.distributed, folder)
 
     def write() -> MoeLlavaForConditionalGeneration:
-        model, processor = build_stage(recipe, name, console)
+        model, processor = _build(recipe, name, console)
         folder.mkdir(parents=True, exist_ok=True)
         save_model(folder, model, processor)
         return model
@@ -60,3 +63,16 @@ def build_start(recipe: Recipe, name: str, console: Console) -> Start:
     processes.wait()
     # Read back by all, so that all work with the same: a tokenizer that was trained, a template that was resolved.
     return Start(read_config(folder), load_processor(folder), whole, recipe.distributed, folder)
+
+
+def _build(recipe: Recipe, name: str, console: Console) -> tuple[MoeLlavaForConditionalGeneration, MoeLlavaProcessor]:
+    """As `build_stage`; a new projector's vocabulary is fitted to the stage's captions."""
+    model, processor = build_stage(recipe, name, console)
+    new = recipe.starting_point(name) is None and model.config.vision_config is not None
+    if new and isinstance(model.model.multi_modal_projector, VocabularyProjector):
+        captions = captioned(recipe.stages[name])
+        images = sorted({one.images[0] for one in captions})
+        store = image_features(model, processor, images, Path(recipe.output) / "features")
+        right = start_words(model, processor.tokenizer, captions, store, recipe.seed)
+        console.print(f"{name}: words fitted to {len(captions):,} captions, {100 * right:.1f} % scored highest")
+    return model, processor

@@ -94,21 +94,29 @@ def said_turns(shown: Shown, rng: random.Random) -> list[Turn]:
 
 
 def caption_records(pictures: Sequence[Shown]) -> list[dict]:
-    """Stage I: a picture, and what it is."""
+    """A picture, what it is, of what kind, and its colours."""
     return [conversation(f"caption/{one.path}", [("", caption(one))], one.path) for one in pictures]
+
+
+def name_records(pictures: Sequence[Shown]) -> list[dict]:
+    """Stage I: a picture, and its name alone."""
+    named = [(one, sentence(with_article(one.concept.name))) for one in pictures]
+    return [conversation(f"name/{one.path}", [("", name)], one.path) for one, name in named]
 
 
 def instruction_records(pictures: Sequence[Shown], seed: str) -> list[dict]:
     """One conversation a picture: what, kind and colour in any order; or is it this, or that; or what is said freely.
 
-    A yes and a no never share a conversation with a name: they would follow from it.
+    In a third of the conversations that ask for a yes or a no the name comes first: to compare it with what is asked
+    is learned in words, then without them.
     """
     rng = random.Random(f"smol {seed}")
     concepts = list(dict.fromkeys(one.concept for one in pictures))
     wrong = [distractors(concepts, rng) for _ in range(_GUESSES)]
     records = []
     for one in pictures:
-        others = [near[one.concept.code] for near in wrong]
+        # Half of what is asked for wrongly is near, half is anything: a comparison is learned on what differs most.
+        others = [near[one.concept.code] if rng.random() < 0.5 else rng.choice(concepts) for near in wrong]
         records.append(conversation(f"{seed}/{one.path}", _turns(one, others, rng), one.path))
     return records
 
@@ -117,7 +125,7 @@ def guess_turns(concept: Concept, others: Sequence[Concept], rng: random.Random)
     """Yes or no to a name, until the first yes or as often as there are others: at each turn either is as likely."""
     turns = []
     for other in others:
-        right = rng.random() < 0.5
+        right = other == concept or rng.random() < 0.5
         turns.append(yes_no_turn(concept if right else other, right))
         if right:
             break
@@ -126,13 +134,14 @@ def guess_turns(concept: Concept, others: Sequence[Concept], rng: random.Random)
 
 def _turns(shown: Shown, others: Sequence[Concept], rng: random.Random) -> list[Turn]:
     drawn = rng.random()
-    if drawn < 0.35:
-        return guess_turns(shown.concept, others, rng)
+    if drawn < 0.45:
+        guesses = guess_turns(shown.concept, others, rng)
+        return [what_turn(shown, rng), *guesses] if rng.random() < 1 / 3 else guesses
     asked = kind_asked_turn(shown, rng)
-    if drawn < 0.43 and asked:
+    if drawn < 0.53 and asked:
         return [asked]
     said = said_turns(shown, rng)
-    if drawn < 0.55 and said:
+    if drawn < 0.63 and said:
         return [rng.choice(said)]
     turns = [what_turn(shown, rng), kind_turn(shown, rng), colour_turn(shown, rng)]
     rng.shuffle(turns)
