@@ -8,7 +8,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from moe_llava.checkpoint.folder import load_model
-from moe_llava.model.projector import Projector, VocabularyProjector, build_projector
+from moe_llava.model.projector import VocabularyProjector, build_projector
 from moe_llava.recipe import Recipe, load_recipe
 from moe_llava.train.run import train
 from moe_llava.train.start import build_start
@@ -29,22 +29,20 @@ class Words:
 def with_vocabulary(tiny: Tiny, output: Path, words: int = 6) -> Recipe:
     recipe = load_recipe(tiny.recipe)
     assert recipe.model is not None
-    model = recipe.model.model_copy(update={"projector": f"linear+vocabulary{words}"})
+    model = recipe.model.model_copy(update={"projector": f"vocabulary{words}"})
     return recipe.model_copy(update={"model": model, "output": str(output)})
 
 
-def test_a_patch_is_a_mixture_of_words_beside_the_plain_projector() -> None:
+def test_a_patch_is_a_mixture_of_words() -> None:
     torch.manual_seed(0)
-    projector = build_projector("linear+vocabulary5", 8, 4)
-    assert isinstance(projector, VocabularyProjector) and type(projector.plain) is Projector
+    projector = build_projector("vocabulary5", 8, 4)
+    assert isinstance(projector, VocabularyProjector)
     features = torch.randn(2, 3, 8)
     shares = torch.softmax(features @ projector.scores.weight.T + projector.scores.bias, dim=-1)
-    torch.testing.assert_close(
-        projector(features) - projector.plain(features), shares @ projector.words.weight.T, atol=1e-6, rtol=0
-    )
-    assert len(build_projector("mlp2x_gelu+vocabulary5", 8, 4).plain) == 3
-    with pytest.raises(ValueError, match="not supported"):
-        build_projector("qformer+vocabulary5", 8, 4)
+    torch.testing.assert_close(projector(features), shares @ projector.words.weight.T, atol=1e-6, rtol=0)
+    for name in ("vocabulary0", "vocabulary"):
+        with pytest.raises(ValueError, match="not supported"):
+            build_projector(name, 8, 4)
 
 
 def test_scores_are_of_the_features_as_they_come() -> None:
@@ -73,7 +71,6 @@ def test_the_first_stage_begins_with_its_captions_as_words(tiny: Tiny, tmp_path:
     used = projector.scores.bias > -100
     assert used.sum() == len(COLOURS)
     assert projector.words.weight[:, used].abs().sum() > 0
-    assert not projector.plain[0].weight.any() and not projector.plain[0].bias.any()
     again = build_start(with_vocabulary(tiny, tmp_path), "align", Console(quiet=True)).model
     assert again is not None
     assert torch.equal(again.model.multi_modal_projector.scores.weight, projector.scores.weight)
@@ -89,10 +86,10 @@ def test_words_train_are_saved_and_are_made_sparse(tiny: Tiny, tmp_path: Path) -
     recipe = with_vocabulary(tiny, tmp_path / "run")
     train(recipe, console=Console(quiet=True))
     first, last = (load_file(tmp_path / "run" / name / "model.safetensors") for name in ("align", "sparsify"))
-    for name in ("scores.weight", "words.weight", "plain.0.weight"):
+    for name in ("scores.weight", "words.weight"):
         assert not torch.equal(*(one[f"model.multi_modal_projector.{name}"] for one in (first, last)))
     model, _ = load_model(tmp_path / "run" / "sparsify")
-    assert model.config.projector_type == "linear+vocabulary6"
+    assert model.config.projector_type == "vocabulary6"
     assert torch.equal(model.model.multi_modal_projector.words.weight, last["model.multi_modal_projector.words.weight"])
 
 

@@ -25,7 +25,7 @@ class MoeLlavaConfig(PreTrainedConfig):
         vision_hidden_size: width of the tower's patch features.
         vision_feature_layer: hidden state to read, as `hidden_states[i]`; `None` reads the tower's last output.
         vision_prefix_tokens: tokens without a place in the image (class, registers) dropped from the front.
-        projector_type: `linear` or `mlp{n}x_gelu`; with `+vocabulary{n}` each patch is a mixture of `n` words besides.
+        projector_type: `linear`, `mlp{n}x_gelu`, or `vocabulary{n}`: each patch a mixture of `n` words.
     """
 
     model_type = "moe_llava"

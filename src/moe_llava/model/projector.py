@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_VOCABULARY = re.compile(r"(.+)\+vocabulary([1-9]\d*)")
+_VOCABULARY = re.compile(r"vocabulary([1-9]\d*)")
 
 
 class Projector(nn.Sequential):
@@ -24,21 +24,20 @@ class Projector(nn.Sequential):
 
 
 class VocabularyProjector(nn.Module):
-    """`linear+vocabulary{n}`: beside the plain projector, each patch is a mixture of `n` learned words.
+    """`vocabulary{n}`: each patch is a mixture of `n` learned words.
 
     The words are embeddings like those of text, mixed by a softmax over their scores, as Ovis (arXiv 2405.20797) has
-    them; the plain projector carries what no word says. `train.vocabulary` gives the words a start.
+    them. `train.vocabulary` gives the words a start.
     """
 
-    def __init__(self, projector_type: str, words: int, vision_width: int, text_width: int) -> None:
+    def __init__(self, words: int, vision_width: int, text_width: int) -> None:
         super().__init__()
-        self.plain = Projector(projector_type, vision_width, text_width)
         self.scores = nn.Linear(vision_width, words)
         self.words = nn.Linear(words, text_width, bias=False)
 
     def forward(self, features: Float[Tensor, "image patch channel"]) -> Float[Tensor, "image patch width"]:
         shares = self.scores(features).softmax(dim=-1, dtype=torch.float32)
-        return self.plain(features) + self.words(shares.to(features.dtype))
+        return self.words(shares.to(features.dtype))
 
 
 def build_projector(projector_type: str, vision_width: int, text_width: int) -> Projector | VocabularyProjector:
@@ -48,12 +47,12 @@ def build_projector(projector_type: str, vision_width: int, text_width: int) -> 
         ValueError: a type this library does not have.
     """
     if match := _VOCABULARY.fullmatch(projector_type):
-        return VocabularyProjector(match[1], int(match[2]), vision_width, text_width)
+        return VocabularyProjector(int(match[1]), vision_width, text_width)
     return Projector(projector_type, vision_width, text_width)
 
 
 def projector_depth(projector_type: str) -> int:
-    """Number of linear layers of a projector without a vocabulary.
+    """Number of linear layers of a `Projector`.
 
     Raises:
         ValueError: a type this library does not have.
@@ -63,5 +62,5 @@ def projector_depth(projector_type: str) -> int:
     if match := re.fullmatch(r"mlp([1-9]\d*)x_gelu", projector_type):
         return int(match[1])
     raise ValueError(
-        f"projector_type = {projector_type!r} is not supported: use 'linear', 'mlp2x_gelu' or 'linear+vocabulary512'."
+        f"projector_type = {projector_type!r} is not supported: use 'linear', 'mlp2x_gelu' or 'vocabulary512'."
     )

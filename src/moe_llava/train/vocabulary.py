@@ -47,7 +47,7 @@ def start_words(
     store: FeatureStore,
     seed: int,
 ) -> float:
-    """Give the words of a model's projector their start, in place; the plain projector beside them starts at zero.
+    """Give the words of a model's projector their start, in place.
 
     The most frequent captions become words, as many as there are; pictures with other captions are left out.
 
@@ -80,10 +80,6 @@ def start_words(
         projector.scores.weight[: len(kept)] = weight
         projector.scores.bias[: len(kept)] = bias
         projector.words.weight[:, : len(kept)] = mean_embeddings(tokenizer, kept, embeddings.weight).T
-        last = projector.plain[-1]
-        assert isinstance(last, nn.Linear)
-        last.weight.zero_()
-        last.bias.zero_()
     return right
 
 
