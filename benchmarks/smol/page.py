@@ -24,6 +24,10 @@ moe-llava chat runs/smol/sparsify --image photo.png
 python benchmarks/smol/report.py runs/smol/sparsify --page docs/smol.md          # this page alone
 ```
 
+Each patch reaches the decoder as a mixture of words, and the words start as the names of what the pictures show: a linear
+classifier of the frozen features is fitted to them in seconds. So the decoder can name a new hand about as well as such
+a classifier, and hardly better; what it adds is everything else that can be asked.
+
 It learned from emoji in three drawing styles, each picture also moved, mirrored, turned and tinted. It is asked about a
 fourth style, about things that it never saw, and about both. Nearest neighbour and linear probe know the same frozen
 features of the same pictures, averaged over the image. A name counts if it is one of an emoji's accepted names; to
@@ -55,6 +59,8 @@ def _findings(report: dict[str, Any]) -> str:
         f"- Things that it never saw: {_percent(sets['unseen_concept']['name']['model'])} % named.",
         f"- Its perplexity on text changes by {100 * (perplexity['after'] / perplexity['before'] - 1):+.0f} %.",
     ]
+    if colour := sets["unseen_style"].get("colour"):
+        lines.append(f"- Colours: {_percent(colour['model'])} % right. A mixture of names carries hardly any.")
     return "\n".join(lines) + "\n"
 
 
