@@ -12,6 +12,7 @@ The layer is called as MoE-LLaVA calls it: capacity 1.5 in training and 2.0 othe
 
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -128,12 +129,19 @@ def answer(job, state):
     return {"ready": True}
 
 
+def free_port():
+    """A port that nobody has: several of these processes live side by side."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def main():
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what DeepSpeed says goes elsewhere
     import deepspeed
 
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29517")
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     deepspeed.init_distributed("gloo", verbose=False)
     print(json.dumps({"deepspeed": deepspeed.__version__, "torch": torch.__version__}), file=channel, flush=True)
     state: dict = {}

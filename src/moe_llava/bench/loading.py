@@ -35,6 +35,7 @@ def measure(
     Both are done by fresh processes, with the file in the page cache: what is measured is not the disk.
     """
     config = shape_config(shape, experts=4, layers=layers)
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         path = Path(name) / "plain"
         path.mkdir()
