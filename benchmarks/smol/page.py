@@ -60,7 +60,7 @@ def _findings(report: dict[str, Any]) -> str:
         f"- Its perplexity on text changes by {100 * (perplexity['after'] / perplexity['before'] - 1):+.0f} %.",
     ]
     if colour := sets["unseen_style"].get("colour"):
-        lines.append(f"- Colours: {_percent(colour['model'])} % right. A mixture of names carries hardly any.")
+        lines.append(f"- Colours: {_percent(colour['model'])} % right.")
     return "\n".join(lines) + "\n"
 
 
