@@ -129,6 +129,19 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "sparsify" / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_words_are_fitted_once_for_all_processes(tiny: Tiny, tmp_path: Path) -> None:
+    fields = ["--model.projector", "vocabulary6", "--stages", "align", "--output"]
+    cli = ["-m", "moe_llava", "train", str(tiny.recipe), *fields]
+    process = torchrun(*cli, str(tmp_path / "two"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output[-3000:]
+    assert output.count("words fitted to") == 1
+    subprocess.run([sys.executable, *cli, str(tmp_path / "one")], check=True, capture_output=True)
+    one, two = (load_file(tmp_path / name / "align" / "model.safetensors") for name in ("one", "two"))
+    for key, tensor in one.items():
+        assert torch.allclose(two[key], tensor, atol=1e-5), key
+
+
 @pytest.fixture
 def job(tiny: Tiny, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     fields = ["--stages.align.steps", "100000", "--distributed.layout", "fsdp", "--output", str(tmp_path / "run")]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from moe_llava.checkpoint.folder import load_processor, read_config, save_model
 from moe_llava.data.processor import MoeLlavaProcessor
@@ -50,11 +51,17 @@ def build_start(recipe: Recipe, name: str, console: Console) -> Start:
     """
     folder = recipe.folder(name) / stage_folder.START
     if recipe.distributed.layout == "ddp" or processes.count() == 1:
-        model, processor = _build(recipe, name, console)
+        model, processor = build_stage(recipe, name, console)
+        if _wants_words(recipe, name, model):
+            # The first process fits them; the others take what it found.
+            words = processes.from_first(lambda: _fit_words(recipe, name, model, processor, console))
+            model.model.multi_modal_projector.load_state_dict(words)
         return Start(model.config, processor, model, recipe.distributed, folder)
 
     def write() -> MoeLlavaForConditionalGeneration:
-        model, processor = _build(recipe, name, console)
+        model, processor = build_stage(recipe, name, console)
+        if _wants_words(recipe, name, model):
+            _fit_words(recipe, name, model, processor, console)
         folder.mkdir(parents=True, exist_ok=True)
         save_model(folder, model, processor)
         return model
@@ -65,14 +72,19 @@ def build_start(recipe: Recipe, name: str, console: Console) -> Start:
     return Start(read_config(folder), load_processor(folder), whole, recipe.distributed, folder)
 
 
-def _build(recipe: Recipe, name: str, console: Console) -> tuple[MoeLlavaForConditionalGeneration, MoeLlavaProcessor]:
-    """As `build_stage`; a new projector's vocabulary is fitted to the stage's captions."""
-    model, processor = build_stage(recipe, name, console)
+def _wants_words(recipe: Recipe, name: str, model: MoeLlavaForConditionalGeneration) -> bool:
+    """Whether the stage begins with a new projector that has a vocabulary."""
     new = recipe.starting_point(name) is None and model.config.vision_config is not None
-    if new and isinstance(model.model.multi_modal_projector, VocabularyProjector):
-        captions = captioned(recipe.stages[name])
-        images = sorted({one.images[0] for one in captions})
-        store = image_features(model, processor, images, Path(recipe.output) / "features")
-        right = start_words(model, processor.tokenizer, captions, store, recipe.seed)
-        console.print(f"{name}: words fitted to {len(captions):,} captions, {100 * right:.1f} % scored highest")
-    return model, processor
+    return new and isinstance(model.model.multi_modal_projector, VocabularyProjector)
+
+
+def _fit_words(
+    recipe: Recipe, name: str, model: MoeLlavaForConditionalGeneration, processor: MoeLlavaProcessor, console: Console
+) -> dict[str, Tensor]:
+    """The state of the projector after its words were fitted, in place, to the stage's captions."""
+    captions = captioned(recipe.stages[name])
+    images = sorted({one.images[0] for one in captions})
+    store = image_features(model, processor, images, Path(recipe.output) / "features")
+    right = start_words(model, processor.tokenizer, captions, store, recipe.seed)
+    console.print(f"{name}: words fitted to {len(captions):,} captions, {100 * right:.1f} % scored highest")
+    return model.model.multi_modal_projector.state_dict()

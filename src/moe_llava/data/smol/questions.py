@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moe_llava.data.demo.concepts import Concept, distractors
+from moe_llava.data.demo.concepts import Concept, differ, distractors
 from moe_llava.data.demo.files import conversation
 from moe_llava.data.demo.words import is_plural, kind_with_article, kinds_apart, with_article
 
@@ -46,11 +46,14 @@ def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
+def name_and_kind(concept: Concept) -> str:
+    """ "a fox: an animal" """
+    return f"{with_article(concept.name)}: {kind_with_article(concept.kind, concept.name)}"
+
+
 def caption(shown: Shown) -> str:
     """ "A fox: an animal, orange and white." """
-    concept = shown.concept
-    kind = kind_with_article(concept.kind, concept.name)
-    return sentence(f"{with_article(concept.name)}: {kind}, {' and '.join(shown.colours)}")
+    return sentence(f"{name_and_kind(shown.concept)}, {' and '.join(shown.colours)}")
 
 
 def what_turn(shown: Shown, rng: random.Random) -> Turn:
@@ -99,9 +102,9 @@ def caption_records(pictures: Sequence[Shown]) -> list[dict]:
 
 
 def name_records(pictures: Sequence[Shown]) -> list[dict]:
-    """Stage I: a picture, and its name alone."""
-    named = [(one, sentence(with_article(one.concept.name))) for one in pictures]
-    return [conversation(f"name/{one.path}", [("", name)], one.path) for one, name in named]
+    """Stage I: a picture, what it is and of what kind; one text for each thing."""
+    named = [(one, sentence(name_and_kind(one.concept))) for one in pictures]
+    return [conversation(f"name/{one.path}", [("", text)], one.path) for one, text in named]
 
 
 def instruction_records(pictures: Sequence[Shown], seed: str) -> list[dict]:
@@ -113,10 +116,12 @@ def instruction_records(pictures: Sequence[Shown], seed: str) -> list[dict]:
     rng = random.Random(f"smol {seed}")
     concepts = list(dict.fromkeys(one.concept for one in pictures))
     wrong = [distractors(concepts, rng) for _ in range(_GUESSES)]
+    far = {concept.code: [other for other in concepts if differ(concept, other)] for concept in concepts}
     records = []
     for one in pictures:
         # Half of what is asked for wrongly is near, half is anything: a comparison is learned on what differs most.
-        others = [near[one.concept.code] if rng.random() < 0.5 else rng.choice(concepts) for near in wrong]
+        code = one.concept.code
+        others = [near[code] if rng.random() < 0.5 else rng.choice(far[code]) for near in wrong]
         records.append(conversation(f"{seed}/{one.path}", _turns(one, others, rng), one.path))
     return records
 
@@ -125,7 +130,7 @@ def guess_turns(concept: Concept, others: Sequence[Concept], rng: random.Random)
     """Yes or no to a name, until the first yes or as often as there are others: at each turn either is as likely."""
     turns = []
     for other in others:
-        right = other == concept or rng.random() < 0.5
+        right = rng.random() < 0.5
         turns.append(yes_no_turn(concept if right else other, right))
         if right:
             break
