@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from studies import figures
+from studies import figures, smol
 from studies.arms import REFERENCE, Arm, Comparison, Part, read_arms, runs
 from studies.intervals import FEWEST, Difference, paired, verdict
 
@@ -155,6 +155,7 @@ def page(results: Results, arms: dict[str, Arm], parts: list[Part]) -> str:
         comparisons=len(rows),
         sizes={kind: of["n"] for kind, of in any_result["scores"].items()},
         packages=any_result["environment"]["packages"],
+        smol=smol.read_results(),
     )
 
 

@@ -2,14 +2,16 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from studies import intervals, report
+from studies import intervals, report, smol
 from studies.arms import RESULTS, Comparison, read_arms, runs
 from studies.variants import keep_places, limit_capacity, scale_router, widen
 
+from moe_llava.evaluate.questions import Question
 from tests.tiny import tiny_dense, tiny_inputs, tiny_sparse
 
 
@@ -38,6 +40,19 @@ def test_results_in_the_repository_belong_to_arms() -> None:
         result = json.loads(path.read_text())
         assert path.name == f"{result['arm']}-{result['seed']}.json"
         assert result["seed"] < arms[result["arm"]].seeds
+
+
+def test_sparse_and_dense_are_compared_question_by_question() -> None:
+    kinds = ["name", "name", "colour"]
+    questions = [
+        Question(thing, "What?", ("a fox",), Path(f"{thing}.png"), kind)
+        for thing, kind in zip("abc", kinds, strict=True)
+    ]
+    dense, sparse = ["A fox.", "an owl", "an owl"], ["a fox", "a fox", "an owl"]
+    row = smol.compare(questions, dense, sparse, "name")
+    assert (row["n"], row["dense"], row["sparse"], row["difference"]["mean"]) == (2, 0.5, 1.0, 0.5)
+    assert smol.compare(questions, dense, sparse, smol.ALL)["n"] == 3
+    assert smol.compare(questions, dense, dense, "colour")["difference"]["high"] == 0
 
 
 def test_a_changed_arm_has_another_fingerprint() -> None:

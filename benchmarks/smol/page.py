@@ -24,9 +24,9 @@ moe-llava chat runs/smol/sparsify --image photo.png
 python benchmarks/smol/report.py runs/smol/sparsify --page docs/smol.md          # this page alone
 ```
 
-Each patch reaches the decoder as a mixture of words, and the words start as the names of what the pictures show: a
-linear classifier of the frozen features is fitted to them in seconds. So the decoder can name a new hand about as well
-as such a classifier, and hardly better; what it adds is everything else that can be asked.
+Each patch reaches the decoder as a mixture of words, and the words start as the names and kinds of what the pictures
+show: a linear classifier of the frozen features is fitted to them in seconds. So the decoder can name a new hand about
+as well as such a classifier, and hardly better; what it adds is everything else that can be asked.
 
 It learned from emoji in three drawing styles, each picture also moved, mirrored, turned and tinted. It is asked about a
 fourth style, about things that it never saw, and about both. Nearest neighbour and linear probe know the same frozen

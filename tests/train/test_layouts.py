@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 
@@ -20,6 +21,7 @@ from moe_llava.model import MoeLlavaConfig
 from moe_llava.recipe import Distributed, load_recipe
 from moe_llava.train.build import build_stage
 from moe_llava.train.layout import check_stage, distributed_config
+from moe_llava.train.run import train
 from moe_llava.train.trainer import checkpoints
 from tests.tiny import Tiny, tiny_sparse
 from tests.train.layouts import run
@@ -130,13 +132,14 @@ def lines(folder: Path) -> list[dict[str, float]]:
 
 
 def test_words_are_fitted_once_for_all_processes(tiny: Tiny, tmp_path: Path) -> None:
-    fields = ["--model.projector", "vocabulary6", "--stages", "align", "--output"]
-    cli = ["-m", "moe_llava", "train", str(tiny.recipe), *fields]
-    process = torchrun(*cli, str(tmp_path / "two"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    fields = {"model.projector": "vocabulary6", "output": str(tmp_path / "one")}
+    train(load_recipe(tiny.recipe, fields), ["align"], console=Console(quiet=True))
+    options = ["--model.projector", "vocabulary6", "--stages", "align", "--output", str(tmp_path / "two")]
+    command = ["-m", "moe_llava", "train", str(tiny.recipe), *options]
+    process = torchrun(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output[-3000:]
     assert output.count("words fitted to") == 1
-    subprocess.run([sys.executable, *cli, str(tmp_path / "one")], check=True, capture_output=True)
     one, two = (load_file(tmp_path / name / "align" / "model.safetensors") for name in ("one", "two"))
     for key, tensor in one.items():
         assert torch.allclose(two[key], tensor, atol=1e-5), key
