@@ -44,13 +44,14 @@ class Tokenizer(Part):
 class Vision(Part):
     """The tower: `path` (folder or hub id); `config` and `image_size` state its shape for a dry run without weights.
 
+    `feature_layer`: a hidden state, or a list of them, whose channels lie side by side; by default the last output.
     `aspect_ratio`: `pad` first pads an image to a square, `square` does not; by default as the tower's own processor.
     """
 
     path: str
     config: dict[str, Any] = {}
     image_size: int | None = Field(default=None, ge=1)
-    feature_layer: int | None = None
+    feature_layer: int | Annotated[list[int], Field(min_length=1)] | None = None
     prefix_tokens: int | None = Field(default=None, ge=0)
     aspect_ratio: AspectRatio | None = None
 

@@ -183,13 +183,19 @@ def test_llava_in_its_own_layout(tower: Path, tmp_path: Path) -> None:
     assert same(weights(tmp_path / "out"), dict(model.state_dict()))
 
 
-@pytest.mark.parametrize("since", ["before 4.52", "since"])
-def test_llava_as_transformers_writes_it(since: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("since, layer", [("before 4.52", -2), ("since", -2), ("since", [-3, -1])])
+def test_llava_as_transformers_writes_it(since: str, layer: int | list[int], tmp_path: Path) -> None:
     torch.manual_seed(0)
     tower = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     tower.image_size, tower.patch_size = SIZE, 14
     stock = LlavaForConditionalGeneration(
-        LlavaConfig(text_config=LlamaConfig(**DECODER), vision_config=tower, image_token_index=95, image_seq_length=4)
+        LlavaConfig(
+            text_config=LlamaConfig(**DECODER),
+            vision_config=tower,
+            image_token_index=95,
+            image_seq_length=4,
+            vision_feature_layer=layer,
+        )
     ).eval()
     tensors = {}
     for name, tensor in stock.state_dict().items():

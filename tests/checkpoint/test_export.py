@@ -16,10 +16,11 @@ from moe_llava.checkpoint.folder import load_model, save_model
 from moe_llava.cli import main
 from moe_llava.data.pixels import llava_pixels
 from moe_llava.model import MoeLlavaForConditionalGeneration
+from moe_llava.model.compose import compose
 from moe_llava.model.upcycle import upcycle
 from moe_llava.recipe import load_recipe
 from moe_llava.train.build import build_stage
-from tests.tiny import Tiny, tiny_causal, tiny_dense, tiny_inputs, tiny_sparse
+from tests.tiny import IMAGE_ID, SIZE, Tiny, tiny_causal, tiny_dense, tiny_inputs, tiny_sparse, tiny_tower
 
 QWEN = {f"model.language.config.{k}": v for k, v in (("model_type", "qwen3"), ("num_key_value_heads", "2"))}
 WITHOUT_US = """
@@ -53,6 +54,16 @@ def test_stock_logits_are_ours(model: MoeLlavaForConditionalGeneration, decoder:
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
         assert torch.allclose(stock(**inputs).logits[real], model(**inputs).logits[real], atol=1e-5)
+
+
+def test_several_layers_of_the_tower_are_read_alike() -> None:
+    tower = tiny_tower()
+    model = compose(tiny_causal(), tower, image_token_id=IMAGE_ID, image_size=(SIZE, SIZE), feature_layer=[-2, -1])
+    assert model.config.vision_hidden_size == 2 * tower.config.hidden_size
+    inputs = {name: tensor for name, tensor in tiny_inputs().items() if name != "labels"}
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        assert torch.allclose(stock_model(model)(**inputs).logits[real], model(**inputs).logits[real], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,20 @@ def test_a_grid_is_read_row_by_row() -> None:
     assert torch.equal(patches[0, 2], grid[0, :, 1, 0])
 
 
+@torch.no_grad()
+def test_maps_of_several_layers_lie_side_by_side_on_the_coarsest_grid() -> None:
+    pytest.importorskip("timm", reason="needs moe-llava[timm]")
+    tower = AutoModel.from_config(config_of("timm_wrapper")).eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    fine, coarse = tower(pixels, output_hidden_states=True).hidden_states[-2:]
+    assert fine.shape[-1] == 2 * coarse.shape[-1]
+    patches = patch_features(tower, pixels, [-1, -2], 0)
+    assert patches.shape[1] == coarse[0, 0].numel()
+    torch.testing.assert_close(patches[0, 1, : coarse.shape[1]], coarse[0, :, 0, 1])
+    torch.testing.assert_close(patches[0, 1, coarse.shape[1] :], fine[0, :, :2, 2:4].mean(dim=(1, 2)))
+    assert tower_shape(tower.config, 64, 64, [-1, -2]).width == coarse.shape[1] + fine.shape[1]
+
+
 def test_the_published_384_px_models_drop_one_patch() -> None:
     config = AutoConfig.for_model("siglip_vision_model", **{**VIT, "image_size": 42, "patch_size": 14})
     tower = AutoModel.from_config(config)

@@ -18,7 +18,7 @@ def compose(
     *,
     image_token_id: int,
     image_size: tuple[int, int] = (0, 0),
-    feature_layer: int | None = None,
+    feature_layer: int | list[int] | None = None,
     prefix_tokens: int | None = None,
     projector_type: str = "mlp2x_gelu",
 ) -> MoeLlavaForConditionalGeneration:
@@ -28,7 +28,7 @@ def compose(
         language_model: any causal language model of transformers whose layers hold `mlp`.
         vision_tower: any vision model, or `None` for a text-only model.
         image_size: height and width of the pixels that the image processor gives.
-        feature_layer: which of the tower's hidden states to read; `None` is its output.
+        feature_layer: which of the tower's hidden states to read, one or several side by side; `None` is its output.
         prefix_tokens: leading tokens to drop; by default those that are not patches.
     """
     text_config = language_model.config.get_text_config()

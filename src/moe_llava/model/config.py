@@ -23,7 +23,8 @@ class MoeLlavaConfig(PreTrainedConfig):
         image_token_id: id of the placeholder that each image token occupies in `input_ids`.
         image_seq_length: tokens that one image becomes.
         vision_hidden_size: width of the tower's patch features.
-        vision_feature_layer: hidden state to read, as `hidden_states[i]`; `None` reads the tower's last output.
+        vision_feature_layer: hidden state to read, as `hidden_states[i]`, or several side by side; `None` reads the
+            tower's last output.
         vision_prefix_tokens: tokens without a place in the image (class, registers) dropped from the front.
         projector_type: `linear`, `mlp{n}x_gelu`, or `vocabulary{n}`: each patch a mixture of `n` words.
     """
@@ -37,7 +38,7 @@ class MoeLlavaConfig(PreTrainedConfig):
     image_token_id: int = 32000
     image_seq_length: int = 0
     vision_hidden_size: int = 0
-    vision_feature_layer: int | None = None
+    vision_feature_layer: int | list[int] | None = None
     vision_prefix_tokens: int = 0
     projector_type: str = "mlp2x_gelu"
     tie_word_embeddings: bool = False

@@ -6,26 +6,31 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 
 def patch_features(
     tower: PreTrainedModel,
     pixel_values: Float[Tensor, "image 3 height width"],
-    feature_layer: int | None,
+    feature_layer: int | list[int] | None,
     prefix_tokens: int,
 ) -> Float[Tensor, "image patch channel"]:
-    """Read one hidden state of a vision tower as a sequence of patches, in reading order.
+    """Read hidden states of a vision tower as a sequence of patches, in reading order.
 
     A convolutional tower's map `(image, channel, row, column)` becomes `row * column` patches and has no prefix tokens.
+    Several layers lie side by side in the channels, as in transformers' LLaVA; maps are averaged down to the coarsest.
     """
     if feature_layer is None:
-        hidden = tower(pixel_values).last_hidden_state
+        read = [tower(pixel_values).last_hidden_state]
     else:
-        hidden = tower(pixel_values, output_hidden_states=True).hidden_states[feature_layer]
-    if hidden.ndim == 4:
-        return hidden.flatten(2).transpose(1, 2)
-    return hidden[:, prefix_tokens:]
+        states = tower(pixel_values, output_hidden_states=True).hidden_states
+        read = [states[layer] for layer in (feature_layer if isinstance(feature_layer, list) else [feature_layer])]
+    if read[0].ndim == 4:
+        grid = min(tuple(one.shape[-2:]) for one in read)
+        maps = [one if one.shape[-2:] == grid else F.adaptive_avg_pool2d(one, grid) for one in read]
+        return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
+    return torch.cat(read, dim=-1)[:, prefix_tokens:]
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class TowerShape:
 
 
 def tower_shape(
-    vision_config: PreTrainedConfig, height: int, width: int, feature_layer: int | None = None
+    vision_config: PreTrainedConfig, height: int, width: int, feature_layer: int | list[int] | None = None
 ) -> TowerShape:
     """Measure a tower's output on the meta device: no weights, no arithmetic.
 

@@ -44,7 +44,7 @@ class Layout:
     stock: bool
     tower_name: str | None
     projector_type: str
-    feature_layer: int
+    feature_layer: int | list[int]
     prefix_tokens: int
     pads: bool
 
@@ -71,11 +71,10 @@ class Layout:
     def config(self, tower: PreTrainedConfig) -> MoeLlavaConfig:
         """Configuration of the whole model; the image token lies behind the vocabulary until a tokenizer says more."""
         text_config = self.text_config()
-        if not -tower.num_hidden_layers - 1 <= self.feature_layer <= tower.num_hidden_layers:
-            raise ValueError(
-                f"The image features of layer {self.feature_layer} are impossible: the tower has "
-                f"{tower.num_hidden_layers} layers."
-            )
+        depth = tower.num_hidden_layers
+        for layer in self.feature_layer if isinstance(self.feature_layer, list) else [self.feature_layer]:
+            if not -depth - 1 <= layer <= depth:
+                raise ValueError(f"The image features of layer {layer} are impossible: the tower has {depth} layers.")
         shape = tower_shape(tower, tower.image_size, tower.image_size, self.feature_layer)
         return MoeLlavaConfig(
             text_config=text_config.to_dict(),
@@ -151,8 +150,6 @@ def _own_layout(path: Path, raw: dict[str, Any], kind: str) -> Layout:
 
 
 def _stock_layout(raw: dict[str, Any]) -> Layout:
-    if isinstance(layer := raw.get("vision_feature_layer", -2), list):
-        raise ValueError(f"vision_feature_layer = {layer}: a tower of which several layers are read is not supported.")
     if raw.get("multimodal_projector_bias", True) is not True or raw.get("projector_hidden_act", "gelu") != "gelu":
         raise ValueError("The projector has no bias or another activation than GELU, which is not supported.")
     return Layout(
@@ -161,7 +158,7 @@ def _stock_layout(raw: dict[str, Any]) -> Layout:
         stock=True,
         tower_name=None,
         projector_type="mlp2x_gelu",
-        feature_layer=layer,
+        feature_layer=raw.get("vision_feature_layer", -2),
         prefix_tokens=0 if raw.get("vision_feature_select_strategy", "default") == "full" else 1,
         pads=False,
     )
