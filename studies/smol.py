@@ -72,7 +72,7 @@ def compare(questions: Sequence[Question], dense: Sequence[str], sparse: Sequenc
 
 def main(runs: Sequence[str]) -> None:
     if not runs:
-        sys.exit("Name the folders of the runs, in the order of their seeds: python studies/smol.py runs/smol runs/smol-1")
+        sys.exit("Name the runs' folders, by seed: python studies/smol.py runs/smol runs/smol-1")
     RESULTS.mkdir(exist_ok=True)
     for seed, run in enumerate(runs):
         path = RESULTS / f"seed-{seed}.json"
