@@ -133,8 +133,8 @@ def test_models_health_and_metrics(client: OpenAI, url: str) -> None:
     assert card.context == 600
     assert card.image_tokens == 4
     client.chat.completions.create(model=NAME, messages=asked("Hello"), max_tokens=2)
-    assert httpx.get(f"{url}/health").json()["status"] == "ok"
-    text = httpx.get(f"{url}/metrics").text
+    assert httpx.get(f"{url}/health", timeout=60).json()["status"] == "ok"
+    text = httpx.get(f"{url}/metrics", timeout=60).text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(values["moe_llava_generated_tokens_total"]) >= 2
     assert float(values["moe_llava_first_token_seconds_count"]) >= 1
@@ -193,13 +193,15 @@ def test_what_does_not_fit_is_400_with_the_numbers(client: OpenAI, change: dict,
     ],
 )
 def test_malformed_requests_are_422_and_a_sentence(url: str, body: bytes) -> None:
-    reply = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    reply = httpx.post(
+        f"{url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}, timeout=60
+    )
     assert reply.status_code == 422, reply.text
     assert reply.json()["error"]["message"]
 
 
 def test_what_is_not_said_to_be_json_is_refused_with_the_remedy(url: str) -> None:
-    reply = httpx.post(f"{url}/v1/chat/completions", content=b'{"messages": []}')
+    reply = httpx.post(f"{url}/v1/chat/completions", content=b'{"messages": []}', timeout=60)
     assert reply.status_code == 422
     assert "application/json" in reply.json()["error"]["message"]
 

@@ -53,7 +53,7 @@ def server(model: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     def answers() -> bool:
         assert process.poll() is None, process.stdout and process.stdout.read()
         try:
-            return httpx.get(f"{url}/health").status_code == 200
+            return httpx.get(f"{url}/health", timeout=60).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -64,7 +64,7 @@ def server(model: Path) -> Iterator[tuple[subprocess.Popen, str]]:
 
 
 def stopping(url: str) -> bool:
-    return httpx.get(f"{url}/health").status_code == 503
+    return httpx.get(f"{url}/health", timeout=60).status_code == 503
 
 
 def test_sigterm_finishes_what_runs_and_refuses_what_is_new(server: tuple[subprocess.Popen, str]) -> None:
@@ -75,10 +75,10 @@ def test_sigterm_finishes_what_runs_and_refuses_what_is_new(server: tuple[subpro
         next(chunks)
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: stopping(url))
-        refused = httpx.post(f"{url}/v1/chat/completions", json={"messages": asked("Hi")})
+        refused = httpx.post(f"{url}/v1/chat/completions", json={"messages": asked("Hi")}, timeout=60)
         assert refused.status_code == 503
         assert refused.headers["Retry-After"]
-        wait_for(lambda: httpx.get(f"{url}/health").json()["running"] == 1)
+        wait_for(lambda: httpx.get(f"{url}/health", timeout=60).json()["running"] == 1)
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
@@ -93,8 +93,11 @@ def test_sigterm_finishes_what_runs_and_refuses_what_is_new(server: tuple[subpro
 
 def test_a_second_signal_ends_it_at_once(server: tuple[subprocess.Popen, str]) -> None:
     process, url = server
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json={"messages": asked("Hello"), "stream": True}) as reply:
-        next(reply.iter_bytes())
+    with httpx.stream(
+        "POST", f"{url}/v1/chat/completions", json={"messages": asked("Hello"), "stream": True}, timeout=60
+    ) as reply:
+        pieces = reply.iter_bytes()  # kept: httpx hangs up when the iterator goes
+        next(pieces)
         process.send_signal(signal.SIGINT)
         wait_for(lambda: stopping(url))
         process.send_signal(signal.SIGINT)

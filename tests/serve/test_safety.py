@@ -113,10 +113,10 @@ def test_a_picture_that_is_a_trap_is_refused_with_a_sentence(url: str, name: str
     content, words = REFUSED[name]
     with pytest.raises(ImageRefusedError, match=words):
         decode_image(content)
-    reply = httpx.post(f"{url}/v1/chat/completions", json={"messages": asked("What?", content)})
+    reply = httpx.post(f"{url}/v1/chat/completions", json={"messages": asked("What?", content)}, timeout=60)
     assert reply.status_code == 400
     assert words in reply.json()["error"]["message"]
-    assert httpx.get(f"{url}/health").status_code == 200
+    assert httpx.get(f"{url}/health", timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("name", TAKEN)
@@ -149,12 +149,14 @@ def test_a_photograph_stands_upright() -> None:
 def test_a_data_url_that_is_none_is_refused(url: str, source: str) -> None:
     with pytest.raises(ImageRefusedError):
         decode_data_url(source)
-    assert httpx.post(f"{url}/v1/chat/completions", json={"messages": asked("?", source)}).status_code == 400
+    assert (
+        httpx.post(f"{url}/v1/chat/completions", json={"messages": asked("?", source)}, timeout=60).status_code == 400
+    )
 
 
 @pytest.mark.parametrize("source", ["http://example.org/a.png", "https://example.org/a.png", "file:///etc/passwd"])
 def test_remote_images_are_refused_unless_allowed(url: str, source: str) -> None:
-    reply = httpx.post(f"{url}/v1/chat/completions", json={"messages": asked("?", source)})
+    reply = httpx.post(f"{url}/v1/chat/completions", json={"messages": asked("?", source)}, timeout=60)
     assert reply.status_code == 400
     assert "data: URLs only" in reply.json()["error"]["message"]
 
@@ -264,7 +266,7 @@ def test_a_name_with_one_private_address_is_refused(monkeypatch: pytest.MonkeyPa
 
 def test_a_body_over_the_limit_is_413(url: str) -> None:
     large = {"messages": asked("?", data_url(bytes(400_000)))}
-    assert httpx.post(f"{url}/v1/chat/completions", json=large).status_code == 413
+    assert httpx.post(f"{url}/v1/chat/completions", json=large, timeout=60).status_code == 413
 
     def pieces() -> Iterator[bytes]:
         for _ in range(40):
@@ -272,11 +274,11 @@ def test_a_body_over_the_limit_is_413(url: str) -> None:
 
     headers = {"Content-Type": "application/json"}
     try:
-        reply = httpx.post(f"{url}/v1/chat/completions", content=pieces(), headers=headers)
+        reply = httpx.post(f"{url}/v1/chat/completions", content=pieces(), headers=headers, timeout=60)
         assert reply.status_code == 413
     except httpx.WriteError:
         pass  # refused while it was still being sent
-    assert httpx.get(f"{url}/health").status_code == 200
+    assert httpx.get(f"{url}/health", timeout=60).status_code == 200
 
 
 def test_a_wrong_or_missing_key_is_401(engine: Engine) -> None:
@@ -285,12 +287,12 @@ def test_a_wrong_or_missing_key_is_401(engine: Engine) -> None:
         paths = ("/v1/models", "/metrics", "/v1/chat/completions", "/v1/nothing")
         for header in ({}, {"Authorization": "Bearer no"}, {"Authorization": "sésame".encode()}, {"Authorization": ""}):
             for path in paths:
-                reply = httpx.request("POST" if "chat" in path else "GET", url + path, headers=header)
+                reply = httpx.request("POST" if "chat" in path else "GET", url + path, headers=header, timeout=60)
                 assert reply.status_code == 401, path
                 assert reply.headers["WWW-Authenticate"] == "Bearer"
         good = {"Authorization": "Bearer sésame".encode()}
-        assert httpx.get(f"{url}/v1/models", headers=good).status_code == 200
-        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.get(f"{url}/v1/models", headers=good, timeout=60).status_code == 200
+        assert httpx.get(f"{url}/health", timeout=60).status_code == 200
     assert service.scheduler.close(60)
 
 
@@ -298,13 +300,14 @@ def test_a_full_queue_is_429_with_retry_after(engine: Engine) -> None:
     service = new_service(engine, max_rows=1, max_waiting=0)
     with running(create_app(service), service.scheduler) as url, held(service.scheduler):
         body = {"messages": asked("Hello"), "max_tokens": 2, "stream": True}
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as first:
-            next(first.iter_bytes())  # it has its place
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as first:
+            pieces = first.iter_bytes()  # kept: httpx hangs up when the iterator goes
+            next(pieces)  # it has its place
             short = {"messages": asked("Hello"), "max_tokens": 1}
-            reply = httpx.post(f"{url}/v1/chat/completions", json=short)
+            reply = httpx.post(f"{url}/v1/chat/completions", json=short, timeout=60)
             assert reply.status_code == 429
             assert int(reply.headers["Retry-After"]) >= 1
-            reply = httpx.post(f"{url}/v1/chat/completions", json=short | {"n": 2})
+            reply = httpx.post(f"{url}/v1/chat/completions", json=short | {"n": 2}, timeout=60)
             assert reply.status_code == 400, "it will never have room"
             assert "takes 1" in reply.json()["error"]["message"]
     assert service.scheduler.close(60)
@@ -361,8 +364,8 @@ def test_a_flood_of_mistakes_is_not_described_one_by_one(kind: str) -> None:
 def test_a_page_that_points_its_name_here_is_refused(engine: Engine) -> None:
     service = new_service(engine)
     with running(create_app(service, hosts=["127.0.0.1"]), service.scheduler) as url:
-        assert httpx.get(f"{url}/v1/models").status_code == 200
-        assert httpx.get(f"{url}/v1/models", headers={"Host": "evil.example"}).status_code == 400
+        assert httpx.get(f"{url}/v1/models", timeout=60).status_code == 200
+        assert httpx.get(f"{url}/v1/models", headers={"Host": "evil.example"}, timeout=60).status_code == 400
     assert service.scheduler.close(60)
 
 
