@@ -49,6 +49,12 @@ def test_a_model_sees_through_any_tower(name: str) -> None:
     assert not torch.allclose(model(input_ids=ids, pixel_values=image).logits, blank)
 
 
+@pytest.mark.parametrize("layers", [99, -99, [0, 99], []])
+def test_a_layer_that_a_tower_lacks_is_refused(layers: int | list[int]) -> None:
+    with pytest.raises(ValueError, match="the tower has the hidden states 0 to"):
+        tower_shape(config_of("clip_vision_model"), 28, 28, layers)
+
+
 @torch.no_grad()
 def test_a_grid_is_read_row_by_row() -> None:
     pytest.importorskip("timm", reason="needs moe-llava[timm]")

@@ -20,12 +20,21 @@ def patch_features(
 
     A convolutional tower's map `(image, channel, row, column)` becomes `row * column` patches and has no prefix tokens.
     Several layers lie side by side in the channels, as in transformers' LLaVA; maps are averaged down to the coarsest.
+
+    Raises:
+        ValueError: the tower has no such layer, or none is named.
     """
     if feature_layer is None:
         read = [tower(pixel_values).last_hidden_state]
     else:
         states = tower(pixel_values, output_hidden_states=True).hidden_states
-        read = [states[layer] for layer in (feature_layer if isinstance(feature_layer, list) else [feature_layer])]
+        layers = feature_layer if isinstance(feature_layer, list) else [feature_layer]
+        if not layers or any(not -len(states) <= layer < len(states) for layer in layers):
+            raise ValueError(
+                f"feature_layer = {feature_layer}: the tower has the hidden states 0 to {len(states) - 1}, or "
+                f"{-len(states)} to -1 from the end; name one or more of them."
+            )
+        read = [states[layer] for layer in layers]
     if read[0].ndim == 4:
         grid = min(tuple(one.shape[-2:]) for one in read)
         maps = [one if one.shape[-2:] == grid else F.adaptive_avg_pool2d(one, grid) for one in read]

@@ -71,10 +71,6 @@ class Layout:
     def config(self, tower: PreTrainedConfig) -> MoeLlavaConfig:
         """Configuration of the whole model; the image token lies behind the vocabulary until a tokenizer says more."""
         text_config = self.text_config()
-        depth = tower.num_hidden_layers
-        for layer in self.feature_layer if isinstance(self.feature_layer, list) else [self.feature_layer]:
-            if not -depth - 1 <= layer <= depth:
-                raise ValueError(f"The image features of layer {layer} are impossible: the tower has {depth} layers.")
         shape = tower_shape(tower, tower.image_size, tower.image_size, self.feature_layer)
         return MoeLlavaConfig(
             text_config=text_config.to_dict(),

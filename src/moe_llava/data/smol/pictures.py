@@ -56,7 +56,7 @@ def _relief(picture: Image.Image, rng: random.Random) -> Image.Image:
     height = np.asarray(drawn.filter(ImageFilter.GaussianBlur(rng.uniform(0.04, 0.08) * picture.width)), float) / 255
     down, right = np.gradient(height)
     light = rng.uniform(0.15, 0.85) * math.pi
-    slope = (right * math.cos(light) + down * math.sin(light))[..., None]
+    slope = np.expand_dims(right * math.cos(light) + down * math.sin(light), axis=2)
     slope /= np.abs(slope).max() + 1e-6
     colours = np.asarray(picture.filter(ImageFilter.GaussianBlur(1)), float)
     lit = np.clip(colours * (1 + 0.45 * slope) + 25 * np.clip(slope, 0, 1), 0, 255)
