@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from moe_llava.routing.audit import EFFECT, NONE, NULLS, Audit, answer, audit, keep_largest
+from moe_llava.routing.audit import EFFECT, NONE, Audit, answer, audit
+from moe_llava.routing.nulls import NULLS, keep_largest
 from moe_llava.routing.score import Sample
 from tests.routing.planted import planted_dense, planted_engine, planted_samples
 
