@@ -25,8 +25,8 @@ python benchmarks/smol/report.py runs/smol/sparsify --page docs/smol.md         
 ```
 
 Each patch reaches the decoder as a mixture of words, and the words start as the names and kinds of what the pictures
-show: a linear classifier of the frozen features is fitted to them in seconds. So the decoder can name a new hand at best
-as well as such a classifier; what it adds is everything else that can be asked.
+show: a linear classifier of the frozen features is fitted to them in seconds. So the decoder can name a new hand at
+best as well as such a classifier; what it adds is everything else that can be asked.
 
 It learned from emoji in three drawing styles, each picture also moved, mirrored, turned, and tinted or redrawn: its
 outlines over it, lit like a relief, or out of focus. It is asked about a fourth style, about things that it never saw,
