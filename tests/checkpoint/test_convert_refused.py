@@ -84,7 +84,7 @@ MOE = {"moe_enable": True, "moe_layers_idx": [0], "num_experts": [4], "top_k_exp
         ({"moe": "yes"}, "moe is 'yes'"),
         ({"mm_vision_select_feature": "cls"}, "'cls' is not supported"),
         ({"mm_vision_select_layer": None}, "mm_vision_select_layer is None"),
-        ({"mm_vision_select_layer": -99}, "layer -99 are impossible: the tower has 2 layers"),
+        ({"mm_vision_select_layer": -99}, "feature_layer = -99: the tower has the hidden states 0 to 2"),
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"hidden_size": "64"}, "hidden_size is '64': a whole number above zero is needed"),
         ({"rms_norm_eps": "small"}, "describes no decoder.*rms_norm_eps"),
