@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from safetensors.torch import save_file
-from torch import distributed
 from transformers import TrainerCallback
 
 from moe_llava.recipe import load_recipe
@@ -39,8 +38,6 @@ def main(recipe: str, path: str, overrides: dict[str, str]) -> None:
     trainer.add_callback(SaveGradients(model, Path(path)))
     trainer.train()
     processes.wait()  # who leaves before the others have heard all breaks their connection
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
