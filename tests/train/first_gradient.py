@@ -37,7 +37,9 @@ def main(recipe: str, path: str, overrides: dict[str, str]) -> None:
     trainer = build_trainer(loaded, "sparsify", model, groups, dataset, start.processor.tokenizer.pad_token_id)
     trainer.add_callback(SaveGradients(model, Path(path)))
     trainer.train()
-    processes.wait()  # who leaves before the others have heard all breaks their connection
+    # Who leaves before the others have heard all breaks their connection. The group is left standing: to destroy it may
+    # wait, with Python's lock held, for a thread that waits for that lock.
+    processes.wait()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def gradients(tiny: Tiny, out: Path, processes: int = 1, **overrides: str) -> di
     start = [f"stages.sparsify.starts_from={tiny.folder / 'dense'}", f"output={out.parent / out.stem}"]
     command = [sys.executable, *launcher, str(SCRIPT), str(tiny.recipe), str(out), *fields, *start]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parents[2]}/src:{SCRIPT.parents[2]}"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return load_file(out)
 

@@ -7,10 +7,7 @@ from moe_llava.generate.engine import Engine
 from moe_llava.model.config import moe_layers
 from moe_llava.model.upcycle import upcycle
 from moe_llava.routing.compare import ALL, FEW, Difference, compare
-from moe_llava.routing.intervene import (
-    measured,
-    sparse_layers,
-)
+from moe_llava.routing.intervene import measured, sparse_layers
 from moe_llava.routing.nulls import NULLS
 from moe_llava.routing.score import Sample, Scorer, Scores
 from moe_llava.routing.similarity import Similarity, similarity
