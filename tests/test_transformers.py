@@ -1,5 +1,7 @@
 """A checkpoint of ours through transformers' own entry points: the same words as through ours."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 import moe_llava
-from moe_llava.checkpoint.folder import save_model
+from moe_llava.checkpoint.folder import load_model, save_model
 from moe_llava.generate.engine import Decoding
 from moe_llava.recipe import load_recipe
 from moe_llava.train.build import build_stage
@@ -85,3 +87,13 @@ def test_pipeline(checkpoint: Path, picture: Path, answer: str) -> None:
         },
     )
     assert said[0]["generated_text"].strip() == answer
+
+
+def test_weights_of_other_shapes_are_told_in_a_sentence(checkpoint: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(checkpoint, changed)
+    config = json.loads((changed / "config.json").read_text())
+    config["text_config"]["intermediate_size"] *= 2
+    (changed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="other shapes than its config.json tells"):
+        load_model(changed)

@@ -1,6 +1,6 @@
 """What the frozen tower's features tell without a language model: nearest neighbour and linear probe.
 
-Both see what the projector sees, averaged over the image, and the same pictures to learn from.
+Both see what the projector's scores see, averaged over the image, and the same pictures to learn from.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moe_llava.data.features import FeatureStore
+from moe_llava.model.projector import in_context
 
 PENALTIES = (1e-4, 1e-3, 1e-2)
 _STEPS = 60
 
 
 def pooled(store: FeatureStore, paths: Sequence[Path]) -> Float[Tensor, "image channel"]:
-    """Mean over an image's tokens."""
-    return torch.stack([store[path].mean(dim=0) for path in paths])
+    """Mean over an image's tokens, and their standard deviation."""
+    return torch.stack([in_context(store[path][None].float()).mean(dim=(0, 1)) for path in paths])
 
 
 class Standard:

@@ -25,15 +25,15 @@ python benchmarks/smol/report.py runs/smol/sparsify --page docs/smol.md         
 ```
 
 Each patch reaches the decoder as a mixture of words, and the words start as the names and kinds of what the pictures
-show: a linear classifier of the frozen features is fitted to them in seconds. So the decoder can name a new hand at
-best as well as such a classifier; what it adds is everything else that can be asked.
+show: a linear classifier of the frozen features is fitted to them in a minute. So the decoder can name a new hand about
+as well as that classifier at best; what it adds is everything else that can be asked.
 
 It learned from emoji in three drawing styles, each picture also moved, mirrored, turned, and tinted or redrawn: its
 outlines over it, lit like a relief, or out of focus. It is asked about a fourth style, about things that it never saw,
-and about both. Nearest neighbour and linear probe know the same frozen features of the same pictures, averaged over the
-image. A name counts if it is one of an emoji's accepted names; to yes/no questions, half of which are yes, a baseline
-says yes if it gives the picture the name that is asked for. In %, with 95 % intervals, bootstrapped over things; the
-last two columns are paired differences on the same questions.
+and about both. Nearest neighbour and linear probe know the same frozen features of the same pictures as that
+classifier: their mean over the image, and their spread. A name counts if it is one of an emoji's accepted names; to
+yes/no questions, half of which are yes, a baseline says yes if it gives the picture the name that is asked for. In %,
+with 95 % intervals, bootstrapped over things; the last two columns are paired differences on the same questions.
 """
 
 

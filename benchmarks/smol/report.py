@@ -80,7 +80,7 @@ class Baselines:
         }
         raw = self._features(paths)
         self._standard = baselines.Standard(raw)
-        self._raw, self._known = raw, self._standard(raw)
+        self._known = self._standard(raw)
         self.penalty = {
             kind: baselines.choose_penalty(self._known, labels, styles) for kind, labels in self._labels.items()
         }
@@ -92,11 +92,11 @@ class Baselines:
     def answers(self, questions: list[Question]) -> dict[str, list[str]]:
         """Answers of each baseline; to yes/no questions: yes if it gives the picture the name that is asked for."""
         images = sorted({one.image for one in questions if one.image})
-        asked = self._features(images)
+        asked = self._standard(self._features(images))
         said: dict[str, dict[str, dict[Path, str]]] = {"nearest neighbour": {}, "linear probe": {}}
         for kind, labels in self._labels.items():
-            near = baselines.nearest(self._raw, labels, asked)
-            probe = baselines.linear_probe(self._known, labels, self._standard(asked), self.penalty[kind])
+            near = baselines.nearest(self._known, labels, asked)
+            probe = baselines.linear_probe(self._known, labels, asked, self.penalty[kind])
             said["nearest neighbour"][kind] = dict(zip(images, near, strict=True))
             said["linear probe"][kind] = dict(zip(images, probe, strict=True))
         return {who: [_said(one, of) for one in questions] for who, of in said.items()}

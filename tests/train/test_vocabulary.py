@@ -40,9 +40,12 @@ def test_a_patch_is_a_mixture_of_words() -> None:
     projector = build_projector("vocabulary5", 8, 4)
     assert isinstance(projector, VocabularyProjector)
     features = torch.randn(2, 3, 8)
-    halfway = (features + features.mean(dim=1, keepdim=True)) / 2
-    shares = torch.softmax(halfway @ projector.scores.weight.T + projector.scores.bias, dim=-1)
-    torch.testing.assert_close(projector(features), shares @ projector.words.weight.T, atol=1e-6, rtol=0)
+    mean, spread = (
+        one.expand_as(features) for one in (features.mean(1, True), features.std(1, keepdim=True, correction=0))
+    )
+    scored = torch.cat([features / 5 + mean * 4 / 5, spread], dim=-1)
+    shares = torch.softmax(scored @ projector.scores.weight.T + projector.scores.bias, dim=-1)
+    torch.testing.assert_close(projector(features), shares @ projector.words.weight.T, atol=1e-5, rtol=0)
     for name in ("vocabulary0", "vocabulary"):
         with pytest.raises(ValueError, match="not supported"):
             build_projector(name, 8, 4)

@@ -28,7 +28,7 @@ def load_model(
             so opens so without being asked.
 
     Raises:
-        ValueError: it is absent or something else, or an unknown `quantize`.
+        ValueError: it is absent or something else, its weights do not fit its config, or an unknown `quantize`.
     """
     check_scheme(quantize)
     folder = local_checkpoint(source)
@@ -41,7 +41,13 @@ def load_model(
         return load_compressed(folder, read_config(folder), dtype).to(device), processor  # type: ignore[arg-type]
     model = load_weights(folder, read_config(folder), dtype if isinstance(dtype, torch.dtype) else None)
     if model is None:  # written by another version, whose names transformers knows to translate
-        model = MoeLlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        try:
+            model = MoeLlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{folder}: some weights have other shapes than its config.json tells. It is damaged, or another "
+                "version of the library wrote it: train or convert it again, or open it with that version."
+            ) from error
     return model.to(device), processor  # type: ignore[arg-type]
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _VOCABULARY = re.compile(r"vocabulary([1-9]\d*)")
+_CONTEXT = 0.8  # share of the picture's mean in a patch that is scored
 
 
 class Projector(nn.Sequential):
@@ -27,19 +28,29 @@ class VocabularyProjector(nn.Module):
     """`vocabulary{n}`: each patch is a mixture of `n` learned words.
 
     The words are embeddings like those of text, mixed by a softmax over their scores, as Ovis (arXiv 2405.20797) has
-    them; here a patch is scored halfway between itself and the picture's mean. `train.vocabulary` gives the words a
-    start.
+    them; here a patch is scored in the context of its picture. `train.vocabulary` gives the words a start.
     """
 
     def __init__(self, words: int, vision_width: int, text_width: int) -> None:
         super().__init__()
-        self.scores = nn.Linear(vision_width, words)
+        self.scores = nn.Linear(2 * vision_width, words)
         self.words = nn.Linear(words, text_width, bias=False)
 
     def forward(self, features: Float[Tensor, "image patch channel"]) -> Float[Tensor, "image patch width"]:
-        context = features.mean(dim=1, keepdim=True)
-        shares = self.scores((features + context) / 2).softmax(dim=-1, dtype=torch.float32)
+        shares = self.scores(in_context(features)).softmax(dim=-1, dtype=torch.float32)
         return self.words(shares.to(features.dtype))
+
+
+def in_context(features: Float[Tensor, "image patch channel"]) -> Float[Tensor, "image patch scored"]:
+    """Each patch, drawn four fifths of the way to the picture's mean; beside it the spread of the picture's patches.
+
+    Averaged over a picture: the mean and the standard deviation of each channel.
+    """
+    mean = features.mean(dim=1, keepdim=True)
+    spread = (
+        features.var(dim=1, keepdim=True, correction=0) + 1e-6
+    ).sqrt()  # of a single patch: not 0, for its gradient
+    return torch.cat([torch.lerp(features, mean, _CONTEXT), spread.expand_as(features)], dim=-1)
 
 
 def build_projector(projector_type: str, vision_width: int, text_width: int) -> Projector | VocabularyProjector:
