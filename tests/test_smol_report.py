@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.smol import baselines, language
-from benchmarks.smol.page import page
+from benchmarks.smol.page import MEAN_PROBE, page
 from benchmarks.smol.report import Answered, _said, f1, table
 from torch.nn import functional as F
 
@@ -58,7 +58,8 @@ def test_a_baseline_says_yes_to_the_name_it_gives() -> None:
 def answered() -> Answered:
     questions = [question("name", "What is this?", "a fox", "fox", image=f"{number}.png") for number in range(20)]
     half = ["A fox."] * 10 + ["A cat."] * 10
-    return Answered(questions, {"model": ["a fox"] * 20, "nearest neighbour": half, "linear probe": half})
+    known = dict.fromkeys(("nearest neighbour", "linear probe", MEAN_PROBE), half)
+    return Answered(questions, {"model": ["a fox"] * 20, **known})
 
 
 def test_a_lead_is_paired_and_has_an_interval() -> None:
@@ -82,6 +83,10 @@ def test_the_page_says_what_was_measured() -> None:
     }
     text = page(report)
     assert "it names 100.0 (100.0 to 100.0) %: better than its nearest neighbour, better than a linear probe." in text
+    assert (
+        "A probe of the mean alone, as is usual, names 50.0 (" in text
+        and "the model is better than it, by +50.0" in text
+    )
     assert "| an unseen drawing style, yes no, F1 | 20 | 0.500 | 0.500 | 0.500 | | |" in text
     assert "| an unseen drawing style, name | 20 | 100.0 (100.0 to 100.0) | 50.0" in text
     assert "20.00 before, 21.00 after (+5.0 %)" in text

@@ -4,6 +4,7 @@ from typing import Any
 
 _TITLES = {"unseen_style": "an unseen drawing style", "unseen_concept": "unseen things", "unseen_both": "both unseen"}
 _WHO = ("model", "nearest neighbour", "linear probe")
+MEAN_PROBE = "linear probe of the mean"
 
 
 def page(report: dict[str, Any]) -> str:
@@ -33,7 +34,8 @@ outlines over it, lit like a relief, or out of focus. It is asked about a fourth
 and about both. Nearest neighbour and linear probe know the same frozen features of the same pictures as that
 classifier: their mean over the image, and their spread. A name counts if it is one of an emoji's accepted names; to
 yes/no questions, half of which are yes, a baseline says yes if it gives the picture the name that is asked for. In %,
-with 95 % intervals, bootstrapped over things; the last two columns are paired differences on the same questions.
+with 95 % intervals, bootstrapped over things; the last two columns are paired differences on the same questions. A
+colour counts if the one or two that cover most of the picture, measured by its pixels, are named, the largest first.
 """
 
 
@@ -55,6 +57,8 @@ def _findings(report: dict[str, Any]) -> str:
     named, asked = sets["unseen_style"]["name"], sets["unseen_style"]["yes_no"]
     lines = [
         f"- In an unseen style it names {_percent(named['model'])} %: {_beside(named)}.",
+        f"- A probe of the mean alone, as is usual, names {_percent(named[MEAN_PROBE])} %: the model is "
+        f"{_word(named[f'lead over {MEAN_PROBE}'])} it, by {_points(named[f'lead over {MEAN_PROBE}'])}.",
         f"- Is this a ...? {_percent(asked['model'])} % right, F1 {asked['f1']['model']:.3f} "
         f"(always yes: {2 / 3:.3f}): {_beside(asked)}.",
         f"- Things that it never saw: {_percent(sets['unseen_concept']['name']['model'])} % named.",
@@ -69,10 +73,12 @@ def _beside(row: dict[str, Any]) -> str:
     """How the model stands to each baseline."""
     words = []
     for who in _WHO[1:]:
-        lead = row[f"lead over {who}"]
-        word = "better than" if lead["low"] > 0 else "worse than" if lead["high"] < 0 else "no different from"
-        words.append(f"{word} {'a' if who == 'linear probe' else 'its'} {who}")
+        words.append(f"{_word(row[f'lead over {who}'])} {'a' if who == 'linear probe' else 'its'} {who}")
     return ", ".join(words)
+
+
+def _word(lead: dict[str, float]) -> str:
+    return "better than" if lead["low"] > 0 else "worse than" if lead["high"] < 0 else "no different from"
 
 
 def _tables(report: dict[str, Any]) -> str:

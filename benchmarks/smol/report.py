@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.smol import baselines
 from benchmarks.smol.gallery import draw_gallery
 from benchmarks.smol.language import PLAIN_QUESTIONS, before, perplexity, plain_answers
-from benchmarks.smol.page import page
+from benchmarks.smol.page import MEAN_PROBE, page
 
 from moe_llava.evaluate.paired import Interval, paired_bootstrap
 from moe_llava.evaluate.processes import Processes
@@ -66,7 +66,7 @@ def ask(model: Path, data: Path, name: str, out: Path, limit: int | None) -> lis
 
 
 class Baselines:
-    """Nearest neighbour and linear probe, fitted on the pictures of stage I."""
+    """Nearest neighbour and linear probes, fitted on the pictures of stage I."""
 
     def __init__(self, engine: Engine, data: Path, work: Path) -> None:
         self._engine, self._work = engine, work
@@ -81,8 +81,14 @@ class Baselines:
         raw = self._features(paths)
         self._standard = baselines.Standard(raw)
         self._known = self._standard(raw)
+        # Columns that each probe sees.
+        self._probes = {"linear probe": slice(None), MEAN_PROBE: slice(raw.shape[1] // 2)}
         self.penalty = {
-            kind: baselines.choose_penalty(self._known, labels, styles) for kind, labels in self._labels.items()
+            probe: {
+                kind: baselines.choose_penalty(self._known[:, seen], labels, styles)
+                for kind, labels in self._labels.items()
+            }
+            for probe, seen in self._probes.items()
         }
 
     def _features(self, paths: list[Path]) -> torch.Tensor:
@@ -93,12 +99,14 @@ class Baselines:
         """Answers of each baseline; to yes/no questions: yes if it gives the picture the name that is asked for."""
         images = sorted({one.image for one in questions if one.image})
         asked = self._standard(self._features(images))
-        said: dict[str, dict[str, dict[Path, str]]] = {"nearest neighbour": {}, "linear probe": {}}
+        said: dict[str, dict[str, dict[Path, str]]] = {who: {} for who in ("nearest neighbour", *self._probes)}
         for kind, labels in self._labels.items():
             near = baselines.nearest(self._known, labels, asked)
-            probe = baselines.linear_probe(self._known, labels, asked, self.penalty[kind])
             said["nearest neighbour"][kind] = dict(zip(images, near, strict=True))
-            said["linear probe"][kind] = dict(zip(images, probe, strict=True))
+            for probe, seen in self._probes.items():
+                penalty = self.penalty[probe][kind]
+                answers = baselines.linear_probe(self._known[:, seen], labels, asked[:, seen], penalty)
+                said[probe][kind] = dict(zip(images, answers, strict=True))
         return {who: [_said(one, of) for one in questions] for who, of in said.items()}
 
 
