@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 import moe_llava
@@ -89,11 +90,17 @@ def test_pipeline(checkpoint: Path, picture: Path, answer: str) -> None:
     assert said[0]["generated_text"].strip() == answer
 
 
-def test_weights_of_other_shapes_are_told_in_a_sentence(checkpoint: Path, tmp_path: Path) -> None:
-    changed = tmp_path / "changed"
+def test_weights_that_do_not_fit_the_config_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    changed, cut = tmp_path / "changed", tmp_path / "cut"
     shutil.copytree(checkpoint, changed)
+    shutil.copytree(checkpoint, cut)
     config = json.loads((changed / "config.json").read_text())
     config["text_config"]["intermediate_size"] *= 2
     (changed / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="other shapes than its config.json tells"):
+    with pytest.raises(ValueError, match=r"other shapes than its config.json tells, .*\.mlp\."):
         load_model(changed)
+    weights = load_file(cut / "model.safetensors")
+    weights.pop("model.multi_modal_projector.0.weight")
+    save_file(weights, cut / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 weights are absent .*multi_modal_projector\.0\.weight"):
+        load_model(cut)

@@ -4,23 +4,14 @@ Both see what the projector's scores see, averaged over the image, and the same 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe_llava.data.features import FeatureStore
-from moe_llava.model.projector import in_context
-
 PENALTIES = (1e-4, 1e-3, 1e-2)
 _STEPS = 60
-
-
-def pooled(store: FeatureStore, paths: Sequence[Path]) -> Float[Tensor, "image channel"]:
-    """Mean over an image's tokens, and their standard deviation."""
-    return torch.stack([in_context(store[path][None].float()).mean(dim=(0, 1)) for path in paths])
 
 
 class Standard:

@@ -26,7 +26,7 @@ python benchmarks/smol/report.py runs/smol/sparsify --page docs/smol.md         
 ```
 
 Each patch reaches the decoder as a mixture of words, and the words start as the names and kinds of what the pictures
-show: a linear classifier of the frozen features is fitted to them in a minute. So the decoder can name a new hand about
+show: a linear classifier of the frozen features is fitted to them in seconds. So the decoder can name a new hand about
 as well as that classifier at best; what it adds is everything else that can be asked.
 
 It learned from emoji in three drawing styles, each picture also moved, mirrored, turned, and tinted or redrawn: its

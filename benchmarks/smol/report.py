@@ -30,6 +30,7 @@ from moe_llava.evaluate.runner import Model, answer_task, task_of_questions
 from moe_llava.generate.engine import Engine, Request
 from moe_llava.train.folder import write_json
 from moe_llava.train.tower import image_features
+from moe_llava.train.vocabulary import pooled
 
 SETS = ("unseen_style", "unseen_concept", "unseen_both")
 TALK = ("What is this?", "Is it something to eat?", "Write one sentence about it.")
@@ -93,7 +94,7 @@ class Baselines:
 
     def _features(self, paths: list[Path]) -> torch.Tensor:
         store = image_features(self._engine.model, self._engine.processor, paths, self._work)
-        return baselines.pooled(store, paths)
+        return pooled(store, paths)
 
     def answers(self, questions: list[Question]) -> dict[str, list[str]]:
         """Answers of each baseline; to yes/no questions: yes if it gives the picture the name that is asked for."""

@@ -4,7 +4,7 @@ python benchmarks/smol/words.py runs/smol/sparsify
 
 Each drawing style of the training data is left out in turn; the test's own style is never looked at. Of the pictures
 left out (as they are, not redrawn): how often the right word has the largest share of the mixture, and how large its
-share is, as fitted and four times as sharp.
+share is, as fitted and as sharp as the library makes it; and how large of the pictures that were fitted, as sharp.
 """
 
 import argparse
@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from moe_llava.checkpoint.folder import load_model
 from moe_llava.model.projector import in_context
 from moe_llava.train.tower import image_features
-from moe_llava.train.vocabulary import fit_scores
+from moe_llava.train.vocabulary import SHARPNESS, fit_scores
 
-_HEAD = "| scores see | whitened | style left out | right word first | its share | 4 x as sharp | of the fit's own |"
+_HEAD = "| scores see | whitened | style left out | right word first | its share | sharpened | of the fit's own |"
 _SHOWN = 1500  # pictures of the fit whose shares are averaged
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     styles = sorted({folder for folder in folders if not folder.endswith("-more")})
     model, processor = load_model(options.model)
     store = image_features(model, processor, paths, options.model.parent / "features")
-    scored = torch.stack([in_context(store[path][None].float())[0] for path in paths])
+    scored = torch.stack([in_context(store[path][None])[0] for path in paths])
     width = scored.shape[-1] // 2
     print(_HEAD + "\n|---|---|---|---|---|---|---|")
     for sees, end in (("mean", width), ("mean and spread", 2 * width)):
@@ -62,11 +62,11 @@ def main() -> None:
             for style in styles:
                 known = torch.tensor([style not in folder for folder in folders])
                 asked = torch.tensor([folder == style for folder in folders])
-                pooled = scored[known, :, :end].mean(dim=1)
-                shrinkage = {"shrinkage": 1.0} if whitened == "no" else {}
-                weight, bias, _ = fit_scores(pooled, labels[known], len(words), seed=0, **shrinkage)
-                plain, sharp = (shares(scored[asked, :, :end], weight, bias, times) for times in (1.0, 4.0))
-                own = shares(scored[known, :, :end][:_SHOWN], weight, bias, 4.0)
+                averaged = scored[known, :, :end].mean(dim=1)
+                plainly = {"shrinkage": 1.0} if whitened == "no" else {}
+                weight, bias, _ = fit_scores(averaged, labels[known], len(words), seed=0, **plainly)
+                plain, sharp = (shares(scored[asked, :, :end], weight, bias, times) for times in (1.0, SHARPNESS))
+                own = shares(scored[known, :, :end][:_SHOWN], weight, bias, SHARPNESS)
                 first = (sharp.argmax(dim=1) == labels[asked]).float().mean().item()
                 figures = [first, of_right(plain, labels[asked]), of_right(sharp, labels[asked])]
                 figures.append(of_right(own, labels[known][:_SHOWN]))

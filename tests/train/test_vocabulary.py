@@ -8,13 +8,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from moe_llava.checkpoint.folder import load_model
-from moe_llava.model.projector import VocabularyProjector, build_projector
+from moe_llava.model.projector import VocabularyProjector, build_projector, in_context
 from moe_llava.recipe import Recipe, Trainable, load_recipe
 from moe_llava.train.build import build_stage
 from moe_llava.train.run import train
 from moe_llava.train.stages import assign_groups
 from moe_llava.train.start import build_start
-from moe_llava.train.vocabulary import fit_scores, mean_embeddings
+from moe_llava.train.vocabulary import fit_scores, mean_embeddings, within_whitening
 from tests.tiny import COLOURS, Tiny
 
 
@@ -60,6 +60,25 @@ def test_scores_are_of_the_features_as_they_come() -> None:
     weight, bias, right = fit_scores(features, labels, 4, seed=0)
     assert right == 1.0
     assert torch.equal((features @ weight.T + bias).argmax(dim=1), labels)
+
+
+def test_whitening_shrinks_how_pictures_of_one_word_differ() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4).repeat(50)
+    hands = 3 * torch.randn(200, 1, generator=generator) * torch.tensor([1.0, 0, 0, 0, 0, 0])
+    features = torch.randn(4, 6, generator=generator)[labels] + hands + torch.randn(200, 6, generator=generator)
+    white = features @ within_whitening(features, labels, 4, shrinkage=0.0)
+    rest = white - torch.stack([white[labels == word].mean(dim=0) for word in range(4)])[labels]
+    torch.testing.assert_close(rest.T @ rest / 200, torch.eye(6) * (rest.square().sum() / 1200), atol=1e-4, rtol=0)
+    torch.testing.assert_close(within_whitening(features, labels, 4, shrinkage=1.0), torch.eye(6))
+    alone = fit_scores(torch.eye(4, 6), torch.arange(4), 4, seed=0)  # one picture a word: nothing to whiten by
+    assert alone[2] == 1.0 and bool(torch.isfinite(alone[0]).all())
+
+
+def test_a_single_patch_has_a_gradient() -> None:
+    features = torch.randn(2, 1, 3, requires_grad=True)
+    in_context(features).sum().backward()
+    assert features.grad is not None and bool(torch.isfinite(features.grad).all())
 
 
 def test_a_word_is_the_mean_of_its_caption_with_articles_all_but_gone() -> None:

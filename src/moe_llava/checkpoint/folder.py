@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,15 +41,28 @@ def load_model(
     if is_compressed(folder):
         return load_compressed(folder, read_config(folder), dtype).to(device), processor  # type: ignore[arg-type]
     model = load_weights(folder, read_config(folder), dtype if isinstance(dtype, torch.dtype) else None)
-    if model is None:  # written by another version, whose names transformers knows to translate
-        try:
-            model = MoeLlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{folder}: some weights have other shapes than its config.json tells. It is damaged, or another "
-                "version of the library wrote it: train or convert it again, or open it with that version."
-            ) from error
+    if model is None:
+        model = _translated(folder, dtype)
     return model.to(device), processor  # type: ignore[arg-type]
+
+
+def _translated(folder: Path, dtype: torch.dtype | str) -> MoeLlavaForConditionalGeneration:
+    """The model of a folder that another version wrote, whose names transformers knows to translate.
+
+    Raises:
+        ValueError: weights are absent or of other shapes.
+    """
+    loaded: Any = MoeLlavaForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    model, info = loaded
+    if wrong := sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}):
+        raise ValueError(
+            f"{folder}: {len(wrong)} weights are absent or have other shapes than its config.json tells, the first of "
+            f"them {wrong[0]}. It is damaged, or another version of the library wrote it: train or convert it again, "
+            "or open it with that version."
+        )
+    return model
 
 
 def load_processor(source: str | Path) -> MoeLlavaProcessor:

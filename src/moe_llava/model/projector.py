@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 _VOCABULARY = re.compile(r"vocabulary([1-9]\d*)")
 _CONTEXT = 0.8  # share of the picture's mean in a patch that is scored
+_VARIANCE = 1e-6  # added to a variance, so that the spread of a single patch has a gradient
 
 
 class Projector(nn.Sequential):
@@ -46,10 +47,8 @@ def in_context(features: Float[Tensor, "image patch channel"]) -> Float[Tensor, 
 
     Averaged over a picture: the mean and the standard deviation of each channel.
     """
-    mean = features.mean(dim=1, keepdim=True)
-    spread = (
-        features.var(dim=1, keepdim=True, correction=0) + 1e-6
-    ).sqrt()  # of a single patch: not 0, for its gradient
+    variance, mean = torch.var_mean(features, dim=1, keepdim=True, correction=0)
+    spread = (variance + _VARIANCE).sqrt()
     return torch.cat([torch.lerp(features, mean, _CONTEXT), spread.expand_as(features)], dim=-1)
 
 

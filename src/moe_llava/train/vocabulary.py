@@ -1,13 +1,14 @@
 """A start for a projector's words: each is a caption, and a picture's patches are taught to say its own.
 
 One layer of scores is fitted on the frozen tower's features, as a classifier of captions is, from the mean and spread
-of a picture's patches; each word is the mean embedding of its caption's tokens, rare ones first. No decoder runs: a
-minute instead of the hours that a decoder needs to find the names of things in a projector that starts from noise.
+of a picture's patches; each word is the mean embedding of its caption's tokens, rare ones first. No decoder runs:
+seconds instead of the hours that a decoder needs to find the names of things in a projector that starts from noise.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +27,7 @@ _PASSES, _BATCH, _RATE = 30, 256, 2e-3
 _UNUSED = -1e4  # score of a word without a caption
 # Fitted scores times this: a picture that nobody trained on is then told as plainly as those of the fit, if not always
 # rightly, and a decoder that learned to read the one can read the other.
-_SHARPNESS = 4.0
+SHARPNESS = 4.0
 
 
 def captioned(stage: Stage) -> list[Conversation]:
@@ -55,7 +56,7 @@ def start_words(
     The most frequent captions become words, as many as there are; pictures with other captions are left out.
 
     Returns:
-        The share of the pictures whose own caption scores highest, over all their patches.
+        The share of the pictures whose mean and spread score their own caption highest.
 
     Raises:
         ValueError: there are no captions.
@@ -67,23 +68,24 @@ def start_words(
     if not kept:
         raise ValueError("a projector's vocabulary starts from captions, and the first stage's data has none.")
     place = {text: index for index, text in enumerate(kept)}
-    pairs = [
-        (in_context(store[one.images[0]][None].float()).mean(dim=(0, 1)), place[text])
-        for one, text in zip(captions, texts, strict=True)
-        if text in place
-    ]
-    features = torch.stack([feature for feature, _ in pairs])
-    labels = torch.tensor([label for _, label in pairs])
+    worded = [(one.images[0], place[text]) for one, text in zip(captions, texts, strict=True) if text in place]
+    features = pooled(store, [image for image, _ in worded])
+    labels = torch.tensor([label for _, label in worded])
     weight, bias, right = fit_scores(features, labels, len(kept), seed)
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)
     with torch.no_grad():
         projector.scores.weight.zero_()
         projector.scores.bias.fill_(_UNUSED)
-        projector.scores.weight[: len(kept)] = _SHARPNESS * weight
-        projector.scores.bias[: len(kept)] = _SHARPNESS * bias
+        projector.scores.weight[: len(kept)] = SHARPNESS * weight
+        projector.scores.bias[: len(kept)] = SHARPNESS * bias
         projector.words.weight[:, : len(kept)] = mean_embeddings(tokenizer, kept, embeddings.weight).T
     return right
+
+
+def pooled(store: FeatureStore, images: Sequence[str | Path]) -> Float[Tensor, "image scored"]:
+    """What the scores see of each image, averaged over its patches: the mean of each channel, then the spread."""
+    return torch.stack([in_context(store[image][None]).mean(dim=(0, 1)) for image in images])
 
 
 def fit_scores(
